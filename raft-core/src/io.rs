@@ -1,0 +1,212 @@
+//! What goes into the core and what comes out of it: [`Input`]s and [`Effect`]s, plain data.
+//!
+//! The driver's contract is in the crate's documentation.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use bytes::Bytes;
+
+use crate::{
+    Ballot, Entry, Envelope, FetchId, LogIndex, LogPos, Membership, NodeId, PersistSeq, Term,
+    Ticket,
+};
+
+/// Everything the core learns. Each is given to [`Raft::step`](crate::Raft::step) with the time.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A message from a peer, already checked to come from who it says.
+    Message(Envelope),
+    /// Commands to append, in order; all are taken or none is.
+    Propose {
+        /// The caller's name for them.
+        ticket: Ticket,
+        /// The commands.
+        commands: Vec<Bytes>,
+    },
+    /// From which index on may a linearizable read be served?
+    Read {
+        /// The caller's name for the question.
+        ticket: Ticket,
+    },
+    /// Time has moved; the core compares it with its own deadlines.
+    Timer,
+    /// Every [`WriteOp`] up to and including `upto` is durable.
+    Persisted {
+        /// The last of them.
+        upto: PersistSeq,
+    },
+    /// A write or a sync failed. Never retried: the core halts.
+    PersistFailed,
+    /// The state machine holds everything up to `upto`.
+    Applied {
+        /// The last applied index.
+        upto: LogIndex,
+    },
+    /// The answer to [`Effect::FetchLog`].
+    Fetched {
+        /// From the request.
+        id: FetchId,
+        /// Consecutive entries from the index asked for: at least one, and perhaps fewer than asked.
+        result: Result<Arc<[Entry]>, FetchFailed>,
+    },
+    /// The connection to a peer broke, or its queue was full and messages to it were dropped.
+    PeerUnreachable(NodeId),
+}
+
+/// Entries asked for could not be loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FetchFailed {
+    /// They are no longer in the log, or not yet on disk; asking again later may succeed.
+    Unavailable,
+}
+
+/// One durable unit. The order inside it is ballot, truncation, entries, commit hint; units are FIFO.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WriteOp {
+    /// Its number in the stream.
+    pub seq: PersistSeq,
+    /// The new ballot, if it changed.
+    pub ballot: Option<Ballot>,
+    /// Remove this index and everything after it, first.
+    pub truncate_from: Option<LogIndex>,
+    /// Append these entries.
+    pub append: Arc<[Entry]>,
+    /// A hint for recovery: everything up to here is committed. Never above the last entry of the stream so far.
+    pub commit_hint: LogIndex,
+}
+
+/// Why the core wants old entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FetchFor {
+    /// To send them to this peer.
+    Peer(NodeId),
+    /// To apply them.
+    Apply,
+}
+
+/// What the driver has to do. Effects come out of [`Raft::flush`](crate::Raft::flush) in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Make this durable, in order, then report [`Input::Persisted`].
+    Persist(WriteOp),
+    /// Send this; it is legal to send at once. It may be dropped.
+    Send(Envelope),
+    /// Apply these: committed, durable here, consecutive, in order. Then report [`Input::Applied`].
+    Apply(Arc<[Entry]>),
+    /// Load the entries `lo..=hi`, at most `max_bytes` of them but at least one.
+    FetchLog {
+        /// Names the request in [`Input::Fetched`].
+        id: FetchId,
+        /// Whom they are for.
+        purpose: FetchFor,
+        /// First index.
+        lo: LogIndex,
+        /// Last index.
+        hi: LogIndex,
+        /// Limit on the sum of the bodies' lengths, in bytes.
+        max_bytes: usize,
+    },
+    /// The read named by `ticket` may be served once `index` is applied.
+    ReadReady {
+        /// From [`Input::Read`].
+        ticket: Ticket,
+        /// The read index.
+        index: LogIndex,
+    },
+    /// What became of a proposal or a read.
+    Reply {
+        /// From the input.
+        ticket: Ticket,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// The role, the term or the known leader changed.
+    Role(RoleChange),
+    /// This membership is in force now.
+    MembershipEffective(Arc<Membership>),
+    /// The node has to stop: a peer or the disk showed something that cannot be.
+    Fatal(FatalError),
+}
+
+/// What became of a proposal or a read.
+///
+/// `Appended` is not final: when the entries are committed they come out of [`Effect::Apply`]; if
+/// the leader loses its place first, the driver gets [`Outcome::Unknown`] for the ticket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// In the leader's log from `first` on, `count` entries; not yet committed.
+    Appended {
+        /// Position of the first entry.
+        first: LogPos,
+        /// How many.
+        count: u32,
+    },
+    /// Not taken; nothing happened.
+    Rejected(Reject),
+    /// It was appended, then leadership was lost: it may still commit.
+    Unknown,
+}
+
+/// Why a proposal or a read was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reject {
+    /// This node does not lead.
+    NotLeader {
+        /// The leader it knows of.
+        hint: Option<NodeId>,
+    },
+    /// Too much is waiting already.
+    Overloaded,
+    /// Leadership was lost, or no quorum answered in time, before a read could be confirmed.
+    NoQuorum,
+    /// The node has halted.
+    Halted,
+}
+
+/// A node's part in the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RoleKind {
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks whether an election would succeed.
+    PreCandidate,
+    /// Runs in an election.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Has stopped for good after a failed write.
+    Halted,
+}
+
+/// The role, the term or the known leader after a change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RoleChange {
+    /// The role now.
+    pub role: RoleKind,
+    /// The term now.
+    pub term: Term,
+    /// The leader of that term, if known.
+    pub leader: Option<NodeId>,
+}
+
+/// Something that cannot be happened; continuing could lose data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FatalError {
+    /// A write to the log failed.
+    #[error("the log could not be written")]
+    PersistFailed,
+    /// A leader asked to overwrite an entry that is committed here.
+    #[error(
+        "leader {leader} of term {term} asks to overwrite index {index}, committed up to {commit}"
+    )]
+    CommittedConflict {
+        /// Who asked.
+        leader: NodeId,
+        /// In which term.
+        term: Term,
+        /// The first index that differs.
+        index: LogIndex,
+        /// The commit index here.
+        commit: LogIndex,
+    },
+}
