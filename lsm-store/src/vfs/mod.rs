@@ -11,6 +11,10 @@
 //!    never retried: after it, nothing is known of the file's unsynced bytes.
 //! 5. No memory maps: an I/O error would become a signal.
 
+mod real;
+
+pub use real::RealVfs;
+
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
