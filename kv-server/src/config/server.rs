@@ -14,6 +14,8 @@ const MIB: usize = 1 << 20;
 pub(super) const KEY_BYTES_MAX: usize = 4 * KIB;
 /// Largest value a server may be set to accept, in bytes.
 pub(super) const VALUE_BYTES_MAX: usize = 16 * MIB;
+/// Threads that serve the network. Two are enough for one machine's clients, since no handler waits for a disk.
+pub(super) const NETWORK_THREADS: usize = 2;
 /// Most members a list may name. Consensus rounds grow with the number; seven is already much.
 pub(super) const MEMBERS_MAX: usize = 32;
 
@@ -60,7 +62,7 @@ impl ServerConfig {
             raft: RaftSettings::default(),
             limits: Limits::default(),
             storage: StorageSettings::default(),
-            network_threads: 2,
+            network_threads: NETWORK_THREADS,
         }
     }
 }
