@@ -1,9 +1,29 @@
-//! What the nodes and the clients of the store say to each other.
+//! What the nodes and the clients of the store say to each other, and how the bytes travel.
+//!
+//! * [`kv`](Kv) and [`peer`](Peer): the services and their wire types.
+//! * `codec`: frames; the only place that turns messages into bytes.
+//! * `handshake`: the one `Hello` each way that begins every connection.
+//! * `transport`: [`Connector`] and the dialling side of a connection.
+//! * `server`: the request loop of the answering side.
+//! * `link`: one reconnecting connection per peer.
+//!
+//! `PROTOCOL.md` beside this crate describes the bytes. Nothing here knows what a request means.
 
+#![deny(clippy::indexing_slicing)]
+
+mod codec;
 mod error;
+pub mod handshake;
 mod kv;
 mod peer;
+mod transport;
 
+pub use codec::*;
 pub use error::*;
+pub use handshake::{
+    ClusterId, HELLO_BYTES_MAX, HELLO_TIMEOUT, HandshakeError, Hello, PROTOCOL_VERSION, Port,
+    Purpose, Refusal, StorageId,
+};
 pub use kv::*;
 pub use peer::*;
+pub use transport::*;
