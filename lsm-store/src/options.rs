@@ -1,0 +1,169 @@
+//! The options of a store. Few, all in one struct; only what affects the format is in the manifest.
+
+use std::time::Duration;
+
+/// Levels below the memtables; level 0 holds flushed runs, the last one the bulk of the data.
+pub const LEVELS: usize = 7;
+
+/// Which versions of a key a partition keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// Every version above the retention floor, and the newest one at or below it.
+    All,
+    /// The newest version only; views in use still see what they were taken at.
+    NewestOnly,
+}
+
+/// One partition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PartitionOptions {
+    /// Name, at most 255 bytes; recorded at creation and checked at every later open.
+    pub name: String,
+    /// Which versions are kept; recorded at creation and checked at every later open.
+    pub keep: Keep,
+}
+
+/// Where durability comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// The caller's replicated log is the write-ahead log: the engine has none. What is above
+    /// [`Store::durable_position`](crate::Store::durable_position) after a crash is applied again by the caller.
+    External,
+}
+
+/// Who does the background work (flushes and compactions).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Executor {
+    /// One thread for flushes, one for compactions.
+    Threads,
+    /// The caller's thread, at run boundaries and in [`Store::flush`](crate::Store::flush): no threads, no clock, and table
+    /// uids from [`Options::uid_seed`], so that the same calls give the same files.
+    Inline,
+}
+
+/// How the blocks of tables are compressed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// LZ4 from level 2 down; levels 0 and 1 are short-lived and stay as they are.
+    Lz4,
+}
+
+/// The options of a store. [`Options::new`] has the defaults for a machine with 2 cores and 1–4 GiB.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// The partitions, in the order of their ids. A store keeps the partitions it was created with.
+    pub partitions: Vec<PartitionOptions>,
+    /// Where durability comes from.
+    pub mode: Mode,
+    /// Names the store; recorded at creation and checked at every later open. Random is best.
+    pub store_id: u128,
+    /// Seed of table uids with [`Executor::Inline`]; each open of one store needs another one. With
+    /// [`Executor::Threads`] it is mixed with entropy.
+    pub uid_seed: u64,
+    /// The active memtables of all partitions are frozen at the next run boundary above this size.
+    pub memtable_bytes: usize,
+    /// Frozen memtable sets that may wait for their flush before [`Store::begin_run`](crate::Store::begin_run) waits.
+    pub frozen_max: usize,
+    /// Raw size at which a data block is cut.
+    pub block_bytes: usize,
+    /// Entries between two restart points of a block.
+    pub restart_interval: usize,
+    /// Raw size at which an index partition is cut (at the next change of the user key).
+    pub index_partition_bytes: usize,
+    /// Bits of filter per key.
+    pub filter_bits_per_key: usize,
+    /// How tables are compressed.
+    pub compression: Compression,
+    /// Bytes of decoded blocks kept in memory; 0 keeps none.
+    pub cache_bytes: usize,
+    /// Size at which a table is cut (at the next change of the user key).
+    pub table_bytes: u64,
+    /// Runs in level 0 that start a compaction.
+    pub l0_trigger: usize,
+    /// Runs in level 0 at which [`Store::begin_run`](crate::Store::begin_run) waits for compaction.
+    pub l0_stop: usize,
+    /// How much larger each level is than the one above.
+    pub level_ratio: u64,
+    /// Smallest target size of the first level below level 0.
+    pub base_level_bytes: u64,
+    /// Longest wait of [`Store::begin_run`](crate::Store::begin_run) for background work before it gives up with
+    /// [`Error::Stalled`](crate::Error::Stalled).
+    pub stall_max: Duration,
+}
+
+impl Options {
+    /// The defaults, for a store of this id with these partitions.
+    #[must_use]
+    pub fn new(store_id: u128, partitions: Vec<PartitionOptions>) -> Self {
+        const MIB: usize = 1024 * 1024;
+        Self {
+            partitions,
+            mode: Mode::External,
+            store_id,
+            uid_seed: 0,
+            memtable_bytes: 64 * MIB,
+            frozen_max: 2,
+            block_bytes: 16 * 1024,
+            restart_interval: 16,
+            index_partition_bytes: 4 * 1024,
+            filter_bits_per_key: 10,
+            compression: Compression::Lz4,
+            cache_bytes: 256 * MIB,
+            table_bytes: 64 * MIB as u64,
+            l0_trigger: 4,
+            l0_stop: 36,
+            level_ratio: 10,
+            base_level_bytes: 64 * MIB as u64,
+            stall_max: Duration::from_secs(30),
+        }
+    }
+
+    /// Says what is wrong with the options, if anything.
+    pub(crate) fn problem(&self) -> Option<String> {
+        if self.partitions.is_empty() || self.partitions.len() > crate::types::MAX_PARTITIONS {
+            return Some(format!(
+                "partitions: {} given, 1 to {} supported",
+                self.partitions.len(),
+                crate::types::MAX_PARTITIONS
+            ));
+        }
+        if let Some(long) = self.partitions.iter().find(|p| p.name.len() > 255) {
+            return Some(format!("partition name of {} bytes, at most 255 allowed", long.name.len()));
+        }
+        let at_least = [
+            ("memtable_bytes", self.memtable_bytes, 1),
+            ("frozen_max", self.frozen_max, 1),
+            ("block_bytes", self.block_bytes, 1),
+            ("restart_interval", self.restart_interval, 1),
+            ("index_partition_bytes", self.index_partition_bytes, 1),
+            ("filter_bits_per_key", self.filter_bits_per_key, 1),
+            ("l0_trigger", self.l0_trigger, 1),
+            ("l0_stop", self.l0_stop, self.l0_trigger + 1),
+        ];
+        for (name, value, min) in at_least {
+            if value < min {
+                return Some(format!("{name} is {value}, at least {min} needed"));
+            }
+        }
+        let at_most = [
+            ("block_bytes", self.block_bytes, 1 << 20),
+            ("restart_interval", self.restart_interval, 1 << 10),
+            ("index_partition_bytes", self.index_partition_bytes, 1 << 20),
+            ("filter_bits_per_key", self.filter_bits_per_key, 64),
+        ];
+        for (name, value, max) in at_most {
+            if value > max {
+                return Some(format!("{name} is {value}, at most {max} supported"));
+            }
+        }
+        if self.level_ratio < 2 {
+            return Some(format!("level_ratio is {}, at least 2 needed", self.level_ratio));
+        }
+        if self.table_bytes == 0 || self.base_level_bytes == 0 {
+            return Some("table_bytes and base_level_bytes must not be zero".to_owned());
+        }
+        None
+    }
+}
