@@ -100,6 +100,31 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The write or run was applied before: its number is not above the last one. Nothing was changed;
+    /// a caller that replays its log skips it.
+    #[error("{what} {asked} was applied before: the last one is {last}")]
+    AlreadyApplied {
+        /// What carries the number: "position", "sequence number".
+        what: &'static str,
+        /// The number given.
+        asked: u64,
+        /// The last number applied.
+        last: u64,
+    },
+    /// Background work did not catch up in time; nothing was changed, so the call may be repeated.
+    #[error(
+        "waited {waited_ms} ms for background work: {frozen} memtables wait for their flush, {l0_runs} runs in level 0{last}"
+    )]
+    Stalled {
+        /// How long the call waited, in milliseconds.
+        waited_ms: u64,
+        /// Frozen memtable sets that wait for their flush.
+        frozen: usize,
+        /// The most runs in level 0 of any partition.
+        l0_runs: usize,
+        /// The last failure of a background job, as "; last failure: …", or nothing.
+        last: String,
+    },
     /// The caller asked for something that makes no sense; nothing was changed.
     #[error("{0}")]
     InvalidArgument(String),

@@ -82,8 +82,16 @@ mod tests {
     #[test]
     fn newest_version_of_a_key_comes_first() {
         assert_eq!(compare((b"a", 9), (b"a", 3)), Ordering::Less, "9 is newer than 3");
-        assert_eq!(compare((b"a", 1), (b"ab", 9)), Ordering::Less, "a prefix is before its extension");
-        assert_eq!(compare((b"", SEQUENCE_BELOW_ALL), (b"\0", 5)), Ordering::Less, "empty key first");
+        assert_eq!(
+            compare((b"a", 1), (b"ab", 9)),
+            Ordering::Less,
+            "a prefix is before its extension"
+        );
+        assert_eq!(
+            compare((b"", SEQUENCE_BELOW_ALL), (b"\0", 5)),
+            Ordering::Less,
+            "empty key first"
+        );
     }
 
     #[test]
@@ -104,7 +112,8 @@ mod tests {
 
     #[test]
     fn heads_order_like_keys_or_tie() {
-        let keys: [&[u8]; 7] = [b"", b"\0", b"\0\0\0\0\0\0\0\0\0", b"a", b"ab", b"abcdefgh", b"abcdefghi"];
+        let keys: [&[u8]; 7] =
+            [b"", b"\0", b"\0\0\0\0\0\0\0\0\0", b"a", b"ab", b"abcdefgh", b"abcdefghi"];
         for pair in keys.windows(2) {
             assert!(head(pair[0]) <= head(pair[1]), "{pair:?}");
         }

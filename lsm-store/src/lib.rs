@@ -5,4 +5,16 @@ pub mod coding;
 pub mod error;
 pub mod vfs;
 
+mod internal_key;
+mod memtable;
+mod options;
+mod store;
+mod types;
+
 pub use error::{Error, Result};
+pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};
+pub use store::{Iter, Metrics, Run, Store, VerifyReport, View};
+pub use types::{
+    FileNumber, Found, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES, Op,
+    PartitionId, Position, SequenceNumber,
+};

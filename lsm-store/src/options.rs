@@ -130,7 +130,10 @@ impl Options {
             ));
         }
         if let Some(long) = self.partitions.iter().find(|p| p.name.len() > 255) {
-            return Some(format!("partition name of {} bytes, at most 255 allowed", long.name.len()));
+            return Some(format!(
+                "partition name of {} bytes, at most 255 allowed",
+                long.name.len()
+            ));
         }
         let at_least = [
             ("memtable_bytes", self.memtable_bytes, 1),

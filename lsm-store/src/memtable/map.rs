@@ -79,7 +79,12 @@ impl<'a> Borrow<dyn AsInternal + 'a> for Key {
 pub(super) struct MapIndex(BTreeMap<Key, (Kind, Bytes)>);
 
 fn entry((key, (kind, value)): (&Key, &(Kind, Bytes))) -> MemEntry {
-    MemEntry { key: key.user_key.clone(), sequence: key.sequence, kind: *kind, value: value.clone() }
+    MemEntry {
+        key: key.user_key.clone(),
+        sequence: key.sequence,
+        kind: *kind,
+        value: value.clone(),
+    }
 }
 
 impl MemIndex for MapIndex {

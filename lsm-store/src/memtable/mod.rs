@@ -157,7 +157,10 @@ pub(crate) struct MemSet {
 
 impl MemSet {
     pub(crate) fn new(partitions: usize) -> Self {
-        Self { tables: (0..partitions).map(|_| Memtable::default()).collect(), frozen: OnceLock::new() }
+        Self {
+            tables: (0..partitions).map(|_| Memtable::default()).collect(),
+            frozen: OnceLock::new(),
+        }
     }
 
     /// The memtable of a partition (by slot).
@@ -186,7 +189,10 @@ impl MemSet {
     /// Ends writing; the set holds everything up to `point`.
     pub(crate) fn freeze(&self, point: FreezePoint) {
         let index = point.position.index;
-        assert!(self.frozen.set(point).is_ok(), "memtables frozen twice, second time at position {index}");
+        assert!(
+            self.frozen.set(point).is_ok(),
+            "memtables frozen twice, second time at position {index}"
+        );
     }
 
     /// The point of the freeze; `None` for the active set.
@@ -246,7 +252,8 @@ mod tests {
             table.copy_backward(from, 10, &mut out);
             out.iter().map(|e| (e.key.to_vec(), e.sequence)).collect::<Vec<_>>()
         };
-        let all = vec![(b"a".to_vec(), 1), (b"ab".to_vec(), 4), (b"ab".to_vec(), 2), (b"b".to_vec(), 3)];
+        let all =
+            vec![(b"a".to_vec(), 1), (b"ab".to_vec(), 4), (b"ab".to_vec(), 2), (b"b".to_vec(), 3)];
         assert_eq!(forward(From::End), all, "everything");
         assert_eq!(forward(From::Including(b"ab", 3)), all[2..], "from between two versions");
         assert_eq!(forward(From::Excluding(b"ab", 2)), all[3..], "after an entry");
