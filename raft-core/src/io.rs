@@ -128,10 +128,72 @@ pub enum Effect {
     Fatal(FatalError),
 }
 
+/// The effects of one or several calls of [`Raft::flush`](crate::Raft::flush), owned by the driver
+/// and used again: draining keeps the memory.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Effects(Vec<Effect>);
+
+impl Effects {
+    /// No effects.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Takes them out in order.
+    pub fn drain(&mut self) -> alloc::vec::Drain<'_, Effect> {
+        self.0.drain(..)
+    }
+
+    /// Looks at them in order.
+    pub fn iter(&self) -> core::slice::Iter<'_, Effect> {
+        self.0.iter()
+    }
+
+    pub(crate) fn push(&mut self, effect: Effect) {
+        self.0.push(effect);
+    }
+}
+
+impl IntoIterator for Effects {
+    type Item = Effect;
+    type IntoIter = alloc::vec::IntoIter<Effect>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Effects {
+    type Item = &'a Effect;
+    type IntoIter = core::slice::Iter<'a, Effect>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
 /// What became of a proposal or a read.
 ///
-/// `Appended` is not final: when the entries are committed they come out of [`Effect::Apply`]; if
-/// the leader loses its place first, the driver gets [`Outcome::Unknown`] for the ticket.
+/// Every ticket gets exactly one final outcome. Of a read that is [`Effect::ReadReady`] or
+/// `Rejected`. Of a proposal it is `Rejected`, or, after `Appended`, either `Unknown` or the
+/// [`Effect::Apply`] that holds its last entry with the same term: a leader that loses its place
+/// reports `Unknown` just for the tickets whose last entry it does not know to be committed, and
+/// the committed ones are applied here whoever leads. An entry whose ticket got `Unknown` may still
+/// come out of `Apply` later. A node that halts reports `Unknown` for every ticket not yet in an
+/// `Apply`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// In the leader's log from `first` on, `count` entries; not yet committed.
@@ -157,6 +219,8 @@ pub enum Reject {
     },
     /// Too much is waiting already.
     Overloaded,
+    /// A proposal without a command.
+    Empty,
     /// Leadership was lost, or no quorum answered in time, before a read could be confirmed.
     NoQuorum,
     /// The node has halted.
@@ -208,5 +272,23 @@ pub enum FatalError {
         index: LogIndex,
         /// The commit index here.
         commit: LogIndex,
+    },
+    /// Two nodes lead in one term.
+    #[error("nodes {one} and {other} both lead in term {term}")]
+    TwoLeaders {
+        /// The leader known.
+        one: NodeId,
+        /// The one who spoke as leader too.
+        other: NodeId,
+        /// The term.
+        term: Term,
+    },
+    /// Entries loaded from the log are not those that were written.
+    #[error("loading index {index} of the log gave the entry at index {} of term {}", found.index, found.term)]
+    WrongEntryFetched {
+        /// The index asked for.
+        index: LogIndex,
+        /// The position of the entry that came.
+        found: LogPos,
     },
 }

@@ -4,12 +4,20 @@
 extern crate alloc;
 
 pub mod codec;
+mod config;
 mod io;
 mod membership;
 mod message;
+mod raft;
+mod recovered;
+mod status;
 mod types;
 
+pub use config::*;
 pub use io::*;
 pub use membership::*;
 pub use message::*;
+pub use raft::*;
+pub use recovered::*;
+pub use status::*;
 pub use types::*;

@@ -1,0 +1,141 @@
+//! What a node finds on its disk when it starts, and why it may refuse to start with it.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use crate::{Ballot, ConfigError, LogIndex, LogPos, Membership};
+
+/// What was found on disk. All of it is durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recovered {
+    /// The last ballot written.
+    pub ballot: Ballot,
+    /// The position before the first entry kept; zero for a log that begins at index 1.
+    pub base: LogPos,
+    /// The first position of every term in the log after `base`, rising.
+    pub terms: Vec<LogPos>,
+    /// The last position in the log; `base` if it is empty.
+    pub last: LogPos,
+    /// The highest commit hint in the stream.
+    pub commit_hint: LogIndex,
+    /// What the state machine already holds.
+    pub applied: LogIndex,
+    /// The encoded bytes of the entries above `applied` ([`codec::encoded_len`](crate::codec::encoded_len)).
+    pub unapplied_bytes: usize,
+    /// The memberships with the index of the entry that brought each, rising: the first is the one
+    /// in force at `base`, the others stand in the log after it.
+    pub memberships: Vec<(LogIndex, Arc<Membership>)>,
+}
+
+impl Recovered {
+    /// A new node of a new cluster: an empty log, and the membership everyone starts with.
+    #[must_use]
+    pub fn bootstrap(membership: Arc<Membership>) -> Self {
+        Self {
+            ballot: Ballot::default(),
+            base: LogPos::default(),
+            terms: Vec::new(),
+            last: LogPos::default(),
+            commit_hint: LogIndex(0),
+            applied: LogIndex(0),
+            unapplied_bytes: 0,
+            memberships: Vec::from([(LogIndex(0), membership)]),
+        }
+    }
+
+    /// Checks that the parts fit together.
+    pub(crate) fn validate(&self) -> Result<(), StartError> {
+        let Self { base, last, .. } = *self;
+        if self.commit_hint > last.index {
+            return Err(StartError::CommitBeyondLog { hint: self.commit_hint, last });
+        }
+        if self.applied > last.index {
+            return Err(StartError::AppliedBeyondLog { applied: self.applied, last });
+        }
+        if self.applied < base.index {
+            return Err(StartError::AppliedBelowLog { applied: self.applied, base });
+        }
+        if last.term > self.ballot.term {
+            return Err(StartError::LogAheadOfBallot { last, ballot: self.ballot });
+        }
+        let mut previous = base;
+        for &run in &self.terms {
+            let follows = run.index > previous.index && run.term >= previous.term;
+            if !follows || run.index > last.index {
+                return Err(StartError::TermRuns { run });
+            }
+            previous = run;
+        }
+        let first_covered = match self.terms.first() {
+            Some(first) => first.index == base.index.next(),
+            None => last == base,
+        };
+        if !first_covered || previous.term != last.term {
+            return Err(StartError::TermRuns { run: previous });
+        }
+        let Some((first, _)) = self.memberships.first() else {
+            return Err(StartError::NoMembership);
+        };
+        let rising = self.memberships.is_sorted_by(|(a, _), (b, _)| a < b);
+        let in_log = self
+            .memberships
+            .iter()
+            .skip(1)
+            .all(|(at, _)| (base.index.next()..=last.index).contains(at));
+        if *first > base.index || !rising || !in_log {
+            return Err(StartError::Memberships);
+        }
+        Ok(())
+    }
+}
+
+/// Why a node cannot start with what it was given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings do not work together.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The commit hint lies beyond the log: committed entries are missing.
+    #[error("the log ends at index {} but its commit hint is {hint}: committed entries are missing", last.index)]
+    CommitBeyondLog {
+        /// The hint.
+        hint: LogIndex,
+        /// The last position.
+        last: LogPos,
+    },
+    /// The state machine is ahead of the log.
+    #[error("the log ends at index {} but {applied} is applied: log and state do not belong together", last.index)]
+    AppliedBeyondLog {
+        /// The applied index.
+        applied: LogIndex,
+        /// The last position.
+        last: LogPos,
+    },
+    /// The log begins after what the state machine needs next.
+    #[error("the log begins after index {} but only {applied} is applied: entries between are missing", base.index)]
+    AppliedBelowLog {
+        /// The applied index.
+        applied: LogIndex,
+        /// The position before the first entry.
+        base: LogPos,
+    },
+    /// An entry has a term this node never promised.
+    #[error("the log ends in term {} but the ballot is of term {}: the ballot is missing", last.term, ballot.term)]
+    LogAheadOfBallot {
+        /// The last position.
+        last: LogPos,
+        /// The ballot.
+        ballot: Ballot,
+    },
+    /// The terms do not rise, or do not cover the log.
+    #[error("the run of term {} at index {} does not fit the log", run.term, run.index)]
+    TermRuns {
+        /// The run that does not fit.
+        run: LogPos,
+    },
+    /// There is no membership.
+    #[error("no membership was found")]
+    NoMembership,
+    /// The memberships do not rise or are not in the log.
+    #[error("the memberships do not fit the log")]
+    Memberships,
+}
