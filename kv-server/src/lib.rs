@@ -1,3 +1,11 @@
 //! The server.
 
 pub mod config;
+pub mod identity;
+pub mod limits;
+pub mod raft_log;
+pub mod replica;
+mod small_file;
+pub mod state_machine;
+
+pub use small_file::SmallFileError;

@@ -1,0 +1,302 @@
+//! Commands: what the log carries for the state machine, written by hand (DESIGN 10.6).
+//!
+//! A command is encoded once, by the server node that got the request from the client; forwarding, the
+//! log of every node and apply see the same bytes. The leader stamps it with cluster time and logs both
+//! as one entry; term, index and length are in the entry's own header (`raft_core::codec`).
+//!
+//! ```text
+//! entry body    cluster time in ms u64 | command
+//! command       version u8 = 1 | kind u8 | session u64 | sequence u64 | lowest unacknowledged u64 | body
+//! kind          1 register session   2 put   3 delete   4 delete range   5 tick
+//! put           condition | key | value
+//! delete        condition | key
+//! delete range  start | has end u8 (0, 1) | [end]
+//! condition     form u8: 0 always   1 absent   2 value: bytes   3 revision: u64
+//! key, value, start, end, bytes    length u32 | that many bytes
+//! ```
+//!
+//! Little-endian; nothing may follow the last field. Without a session all three numbers are 0. The
+//! numbers of versions, kinds and forms never change their meaning. A node that meets a version it does
+//! not know while applying stops: going on would make it differ from the others.
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use raft_rpc::{Condition, KeyRange, SessionTag, WriteOperation, WriteRequest};
+
+/// The version of commands this program writes, and the newest it applies.
+pub const COMMAND_VERSION: u8 = 1;
+
+/// Bytes of the stamp before a command in an entry's body.
+pub const STAMP_BYTES: usize = 8;
+
+const HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 8;
+
+const KIND_REGISTER: u8 = 1;
+const KIND_PUT: u8 = 2;
+const KIND_DELETE: u8 = 3;
+const KIND_DELETE_RANGE: u8 = 4;
+const KIND_TICK: u8 = 5;
+
+const ALWAYS: u8 = 0;
+const ABSENT: u8 = 1;
+const VALUE: u8 = 2;
+const REVISION: u8 = 3;
+
+/// A command, its bytes shared with the entry it came from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Command {
+    /// Which write of which session it is.
+    pub tag: Option<SessionTag>,
+    /// What to do.
+    pub operation: Operation,
+}
+
+/// What a command does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// Opens a session; its id is the entry's log index.
+    RegisterSession,
+    /// Stores a value.
+    Put {
+        /// The key.
+        key: Bytes,
+        /// The value.
+        value: Bytes,
+        /// Only if this holds.
+        condition: Condition,
+    },
+    /// Removes a key.
+    Delete {
+        /// The key.
+        key: Bytes,
+        /// Only if this holds.
+        condition: Condition,
+    },
+    /// Removes every key of a range.
+    DeleteRange {
+        /// Which keys.
+        range: KeyRange,
+    },
+    /// Nothing but the passing of cluster time: sessions that were idle for too long end.
+    Tick,
+}
+
+/// Bytes that are no command.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Written by a newer program.
+    #[error(
+        "a command of version {found}, this program applies up to {supported}: start the newer program"
+    )]
+    UnknownVersion {
+        /// Its version.
+        found: u8,
+        /// The newest this program applies.
+        supported: u8,
+    },
+    /// The bytes end inside a field, or a number stands where it has no meaning.
+    #[error("a command with a malformed {field}")]
+    Malformed {
+        /// Which field.
+        field: &'static str,
+    },
+}
+
+/// A request in the state machine's encoding, for a [`Proposal`](crate::replica::Proposal).
+///
+/// Limits are checked before ([`Limits::check_write`](crate::limits::Limits::check_write)); whether the
+/// previous value is wanted is not part of it.
+#[must_use]
+pub fn encode(request: &WriteRequest) -> Bytes {
+    match &request.operation {
+        WriteOperation::RegisterSession => header(KIND_REGISTER, request.tag, 0).freeze(),
+        WriteOperation::Put { key, value, condition, .. } => {
+            let size = condition_len(condition) + 8 + key.len() + value.len();
+            let mut out = header(KIND_PUT, request.tag, size);
+            put_condition(&mut out, condition);
+            put_bytes(&mut out, key);
+            put_bytes(&mut out, value);
+            out.freeze()
+        }
+        WriteOperation::Delete { key, condition, .. } => {
+            let size = condition_len(condition) + 4 + key.len();
+            let mut out = header(KIND_DELETE, request.tag, size);
+            put_condition(&mut out, condition);
+            put_bytes(&mut out, key);
+            out.freeze()
+        }
+        WriteOperation::DeleteRange { range } => {
+            let size = 9 + range.start.len() + range.end.as_ref().map_or(0, Bytes::len);
+            let mut out = header(KIND_DELETE_RANGE, request.tag, size);
+            put_bytes(&mut out, &range.start);
+            match &range.end {
+                Some(end) => {
+                    out.put_u8(1);
+                    put_bytes(&mut out, end);
+                }
+                None => out.put_u8(0),
+            }
+            out.freeze()
+        }
+    }
+}
+
+/// Whether a request wants the previous value in its answer.
+#[must_use]
+pub const fn returns_previous(request: &WriteRequest) -> bool {
+    match &request.operation {
+        WriteOperation::Put { return_previous, .. }
+        | WriteOperation::Delete { return_previous, .. } => *return_previous,
+        WriteOperation::RegisterSession | WriteOperation::DeleteRange { .. } => false,
+    }
+}
+
+/// The command that lets cluster time pass.
+#[must_use]
+pub fn tick() -> Bytes {
+    header(KIND_TICK, None, 0).freeze()
+}
+
+/// Appends the body of an entry to `out`: the stamp and the command.
+pub(crate) fn stamp_into(cluster_time_ms: u64, command: &[u8], out: &mut BytesMut) {
+    out.put_u64_le(cluster_time_ms);
+    out.put_slice(command);
+}
+
+/// The stamp of an entry's body, if it is long enough to have one.
+#[must_use]
+pub fn stamp_of(body: &[u8]) -> Option<u64> {
+    body.first_chunk().map(|stamp| u64::from_le_bytes(*stamp))
+}
+
+/// Reads an entry's body: the stamp and the command.
+///
+/// # Errors
+/// [`CommandError`]: what is wrong with the bytes.
+pub fn decode_stamped(mut body: Bytes) -> Result<(u64, Command), CommandError> {
+    let stamp = get_u64(&mut body, "cluster time")?;
+    Ok((stamp, decode(body)?))
+}
+
+/// Reads a command.
+///
+/// # Errors
+/// [`CommandError`]: what is wrong with the bytes.
+pub fn decode(mut bytes: Bytes) -> Result<Command, CommandError> {
+    let input = &mut bytes;
+    let version = get_u8(input, "version")?;
+    if version > COMMAND_VERSION {
+        return Err(CommandError::UnknownVersion { found: version, supported: COMMAND_VERSION });
+    }
+    if version == 0 {
+        return Err(CommandError::Malformed { field: "version" });
+    }
+    let kind = get_u8(input, "kind")?;
+    let session = get_u64(input, "session")?;
+    let sequence = get_u64(input, "sequence")?;
+    let lowest_unacknowledged = get_u64(input, "lowest unacknowledged sequence")?;
+    let tag = match (session, sequence, lowest_unacknowledged) {
+        (0, 0, 0) => None,
+        (0, _, _) | (_, 0, _) => return Err(CommandError::Malformed { field: "session tag" }),
+        _ => Some(SessionTag { session, sequence, lowest_unacknowledged }),
+    };
+    let operation = match kind {
+        KIND_REGISTER if tag.is_none() => Operation::RegisterSession,
+        KIND_TICK if tag.is_none() => Operation::Tick,
+        KIND_REGISTER | KIND_TICK => return Err(CommandError::Malformed { field: "session tag" }),
+        KIND_PUT => {
+            let condition = get_condition(input)?;
+            let key = get_bytes(input, "key")?;
+            let value = get_bytes(input, "value")?;
+            Operation::Put { key, value, condition }
+        }
+        KIND_DELETE => {
+            let condition = get_condition(input)?;
+            Operation::Delete { key: get_bytes(input, "key")?, condition }
+        }
+        KIND_DELETE_RANGE => {
+            let start = get_bytes(input, "start of a range")?;
+            let end = match get_u8(input, "mark of a range's end")? {
+                0 => None,
+                1 => Some(get_bytes(input, "end of a range")?),
+                _ => return Err(CommandError::Malformed { field: "mark of a range's end" }),
+            };
+            Operation::DeleteRange { range: KeyRange { start, end } }
+        }
+        _ => return Err(CommandError::Malformed { field: "kind" }),
+    };
+    if !input.is_empty() {
+        return Err(CommandError::Malformed { field: "end: bytes are left" });
+    }
+    Ok(Command { tag, operation })
+}
+
+fn header(kind: u8, tag: Option<SessionTag>, body_len: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(HEADER_BYTES + body_len);
+    out.put_u8(COMMAND_VERSION);
+    out.put_u8(kind);
+    match tag {
+        Some(tag) => {
+            out.put_u64_le(tag.session);
+            out.put_u64_le(tag.sequence);
+            out.put_u64_le(tag.lowest_unacknowledged);
+        }
+        None => out.put_bytes(0, 24),
+    }
+    out
+}
+
+fn condition_len(condition: &Condition) -> usize {
+    1 + match condition {
+        Condition::Always | Condition::Absent => 0,
+        Condition::Value(value) => 4 + value.len(),
+        Condition::Revision(_) => 8,
+    }
+}
+
+fn put_condition(out: &mut BytesMut, condition: &Condition) {
+    match condition {
+        Condition::Always => out.put_u8(ALWAYS),
+        Condition::Absent => out.put_u8(ABSENT),
+        Condition::Value(value) => {
+            out.put_u8(VALUE);
+            put_bytes(out, value);
+        }
+        Condition::Revision(revision) => {
+            out.put_u8(REVISION);
+            out.put_u64_le(*revision);
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "checked by the assert")]
+fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+    assert!(bytes.len() <= u32::MAX as usize, "a field of {} bytes passed the limits", bytes.len());
+    out.put_u32_le(bytes.len() as u32);
+    out.put_slice(bytes);
+}
+
+fn get_condition(input: &mut Bytes) -> Result<Condition, CommandError> {
+    match get_u8(input, "condition")? {
+        ALWAYS => Ok(Condition::Always),
+        ABSENT => Ok(Condition::Absent),
+        VALUE => Ok(Condition::Value(get_bytes(input, "value of a condition")?)),
+        REVISION => Ok(Condition::Revision(get_u64(input, "revision of a condition")?)),
+        _ => Err(CommandError::Malformed { field: "condition" }),
+    }
+}
+
+fn get_u8(input: &mut Bytes, field: &'static str) -> Result<u8, CommandError> {
+    input.try_get_u8().map_err(|_short| CommandError::Malformed { field })
+}
+
+fn get_u64(input: &mut Bytes, field: &'static str) -> Result<u64, CommandError> {
+    input.try_get_u64_le().map_err(|_short| CommandError::Malformed { field })
+}
+
+fn get_bytes(input: &mut Bytes, field: &'static str) -> Result<Bytes, CommandError> {
+    let len = input.try_get_u32_le().map_err(|_short| CommandError::Malformed { field })? as usize;
+    if len > input.len() {
+        return Err(CommandError::Malformed { field });
+    }
+    Ok(input.split_to(len))
+}
