@@ -4,8 +4,8 @@
 //! * `codec`: frames; the only place that turns messages into bytes.
 //! * `handshake`: the one `Hello` each way that begins every connection.
 //! * `transport`: [`Connector`] and the dialling side of a connection.
-//! * `server`: the request loop of the answering side.
-//! * `link`: one reconnecting connection per peer.
+//! * [`serve`]: the request loop of the answering side.
+//! * [`Link`]: one reconnecting connection per peer.
 //!
 //! `PROTOCOL.md` beside this crate describes the bytes. Nothing here knows what a request means.
 
@@ -15,7 +15,9 @@ mod codec;
 mod error;
 pub mod handshake;
 mod kv;
+mod link;
 mod peer;
+mod serve;
 mod transport;
 
 pub use codec::*;
@@ -25,5 +27,7 @@ pub use handshake::{
     Purpose, Refusal, StorageId,
 };
 pub use kv::*;
+pub use link::*;
 pub use peer::*;
+pub use serve::serve;
 pub use transport::*;

@@ -1,0 +1,121 @@
+//! The answering side: the request loop of one connection.
+//!
+//! Differs from tarpc's own loop in what `deliver` and a store need:
+//!
+//! 1. Handlers run on the connection's task, never spawned: a hand-over costs no wake-up, and the first,
+//!    synchronous part of the handlers runs in the order of the requests.
+//! 2. No deadline aborts a handler: whoever waits inside keeps its own. A cancelled request is answered
+//!    like any other, because what a handler handed over cannot be taken back.
+//! 3. Requests under way are bounded; beyond that each is answered "overloaded" by `overloaded`.
+//! 4. While the other side does not read its answers, no more requests are read.
+//! 5. An answer that does not fit a frame becomes a failure of that request, not of the connection.
+//!
+//! When the connection ends, waiting handlers are dropped; nothing they handed over is cancelled by that.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::pin,
+    task::Poll,
+};
+
+use futures::{Sink as _, Stream as _, StreamExt as _, stream::FuturesUnordered};
+use serde::{Serialize, de::DeserializeOwned};
+use tarpc::{ClientMessage, RequestName, Response as RpcResponse, ServerError, server::Serve};
+
+use crate::{FrameError, ServerTransport};
+
+/// Serves one connection until the other side closes it, or until `stop` is done and every request
+/// under way is answered.
+///
+/// At most `in_flight_max` requests wait at once; what is beyond gets the answer of `overloaded`.
+///
+/// # Errors
+/// What broke the connection.
+pub async fn serve<Req, Resp, S>(
+    transport: ServerTransport<Req, Resp>,
+    handler: S,
+    in_flight_max: usize,
+    overloaded: impl Fn(&Req) -> Resp,
+    stop: impl Future<Output = ()>,
+) -> Result<(), FrameError>
+where
+    Req: DeserializeOwned + RequestName,
+    Resp: Serialize,
+    S: Serve<Req = Req, Resp = Resp> + Clone,
+{
+    let mut transport = pin!(transport);
+    let mut stop = pin!(stop);
+    let mut stopping = false;
+    let mut unflushed = false;
+    let mut running = FuturesUnordered::new();
+    poll_fn(|cx| {
+        stopping = stopping || stop.as_mut().poll(cx).is_ready();
+        loop {
+            let mut progressed = false;
+            let mut writable = false;
+            while let Poll::Ready(ready) = transport.as_mut().poll_ready(cx) {
+                ready?;
+                writable = true;
+                let Poll::Ready(Some((request_id, message))) = running.poll_next_unpin(cx) else {
+                    break;
+                };
+                send(transport.as_mut(), RpcResponse { request_id, message })?;
+                (progressed, unflushed, writable) = (true, true, false);
+            }
+            if writable && !stopping {
+                match transport.as_mut().poll_next(cx) {
+                    Poll::Ready(Some(Ok(ClientMessage::Request(request)))) => {
+                        progressed = true;
+                        if running.len() >= in_flight_max {
+                            let message = Ok(overloaded(&request.message));
+                            let response = RpcResponse { request_id: request.id, message };
+                            send(transport.as_mut(), response)?;
+                            unflushed = true;
+                        } else {
+                            let answer = handler.clone().serve(request.context, request.message);
+                            running.push(async move { (request.id, answer.await) });
+                        }
+                    }
+                    // A cancel: see rule 2.
+                    Poll::Ready(Some(Ok(_))) => progressed = true,
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                    Poll::Ready(None) => return Poll::Ready(Ok(())),
+                    Poll::Pending => {}
+                }
+            }
+            if progressed {
+                continue;
+            }
+            if unflushed && let Poll::Ready(flushed) = transport.as_mut().poll_flush(cx) {
+                flushed?;
+                unflushed = false;
+            }
+            if stopping && running.is_empty() && !unflushed {
+                return Poll::Ready(Ok(()));
+            }
+            return Poll::Pending;
+        }
+    })
+    .await
+}
+
+/// Encodes an answer; if that is impossible, a failure in its place.
+fn send<Req, Resp>(
+    mut transport: std::pin::Pin<&mut ServerTransport<Req, Resp>>,
+    response: RpcResponse<Resp>,
+) -> Result<(), FrameError>
+where
+    Req: DeserializeOwned,
+    Resp: Serialize,
+{
+    let request_id = response.request_id;
+    match transport.as_mut().start_send(response) {
+        Err(error @ (FrameError::DoesNotFit { .. } | FrameError::Malformed { .. })) => {
+            tracing::warn!(request_id, %error, "an answer could not be encoded");
+            let error = ServerError::new(io::ErrorKind::InvalidData, error.to_string());
+            transport.as_mut().start_send(RpcResponse { request_id, message: Err(error) })
+        }
+        result @ (Ok(()) | Err(FrameError::Io(_) | FrameError::TooLong { .. })) => result,
+    }
+}
