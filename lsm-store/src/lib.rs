@@ -3,6 +3,7 @@
 pub mod checksum;
 pub mod coding;
 pub mod error;
+pub mod rng;
 pub mod vfs;
 
 mod internal_key;

@@ -11,14 +11,16 @@
 //!    never retried: after it, nothing is known of the file's unsynced bytes.
 //! 5. No memory maps: an I/O error would become a signal.
 
-mod real;
-
-pub use real::RealVfs;
-
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+mod mem;
+mod real;
+
+pub use mem::{CrashPolicy, DataLoss, Fault, FaultKind, FaultWhen, MemVfs, NameLoss, OpSet};
+pub use real::RealVfs;
 
 /// A file system.
 pub trait Vfs: Send + Sync + Debug {
@@ -158,3 +160,22 @@ pub trait VfsFile: Send + Sync + Debug {
 
 /// Holds a lock until it is dropped.
 pub trait VfsLock: Send + Sync + Debug {}
+
+/// Creates a directory with its missing parents, and makes every new name durable. An existing
+/// directory's name is made durable too: whoever created it may have stopped before that.
+///
+/// # Errors
+/// What the file system says.
+pub fn create_dir_durable(vfs: &dyn Vfs, path: &Path) -> io::Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    if vfs.exists(path)? {
+        return match vfs.sync_dir(parent) {
+            // Not ours to read, so not ours to have created the name in.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            done => done,
+        };
+    }
+    create_dir_durable(vfs, parent)?;
+    vfs.create_dir_all(path)?;
+    vfs.sync_dir(parent)
+}
