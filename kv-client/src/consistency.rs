@@ -39,13 +39,10 @@ impl SeenRevision {
     pub(crate) fn resolve(&self, consistency: Consistency) -> raft_rpc::Consistency {
         match consistency {
             Consistency::Linearizable => raft_rpc::Consistency::Linearizable,
-            Consistency::Session => {
-                raft_rpc::Consistency::AtLeast(self.0.load(Ordering::Relaxed))
-            }
+            Consistency::Session => raft_rpc::Consistency::AtLeast(self.0.load(Ordering::Relaxed)),
             Consistency::AtLeast(revision) => raft_rpc::Consistency::AtLeast(revision),
             Consistency::Stale { max_age } => raft_rpc::Consistency::Stale {
-                max_age_ms: max_age
-                    .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+                max_age_ms: max_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             },
         }
     }

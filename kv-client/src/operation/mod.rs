@@ -49,7 +49,9 @@ impl<T> Conditional<T> {
             Self::Applied(done) => Ok(done),
             Self::Refused { revision, current } => {
                 let found = match current {
-                    Some(current) => format!("the key was last changed at {}", current.mod_revision),
+                    Some(current) => {
+                        format!("the key was last changed at {}", current.mod_revision)
+                    }
                     None => "the key does not exist".to_owned(),
                 };
                 Err(Error::new(

@@ -122,7 +122,11 @@ impl Range {
     /// All items, page after page, at one revision. Ends after the first error.
     #[must_use]
     pub fn stream(self) -> RangeStream {
-        RangeStream { left: self.limit, state: StreamState::Fetching(Box::pin(self.clone().page())), range: self }
+        RangeStream {
+            left: self.limit,
+            state: StreamState::Fetching(Box::pin(self.clone().page())),
+            range: self,
+        }
     }
 
     async fn page(self) -> Result<Page> {
@@ -222,7 +226,10 @@ impl RangeStream {
 
 impl std::fmt::Debug for RangeStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RangeStream").field("range", &self.range).field("left", &self.left).finish_non_exhaustive()
+        f.debug_struct("RangeStream")
+            .field("range", &self.range)
+            .field("left", &self.left)
+            .finish_non_exhaustive()
     }
 }
 
