@@ -300,3 +300,93 @@ fn get_bytes(input: &mut Bytes, field: &'static str) -> Result<Bytes, CommandErr
     }
     Ok(input.split_to(len))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tagged(operation: WriteOperation) -> WriteRequest {
+        let tag = SessionTag { session: 0x0102, sequence: 7, lowest_unacknowledged: 5 };
+        WriteRequest { tag: Some(tag), operation }
+    }
+
+    fn put(condition: Condition) -> WriteRequest {
+        tagged(WriteOperation::Put {
+            key: Bytes::from_static(b"key"),
+            value: Bytes::from_static(b"val"),
+            condition,
+            return_previous: true,
+        })
+    }
+
+    const HEADER: [u8; 24] =
+        [2, 1, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0];
+
+    fn golden(kind: u8, body: &[u8]) -> Vec<u8> {
+        [&[1, kind], &HEADER[..], body].concat()
+    }
+
+    #[test]
+    fn the_bytes_of_every_command_are_these() {
+        let key = b"\x03\0\0\0key";
+        let value = b"\x03\0\0\0val";
+        let delete = |condition| {
+            let key = Bytes::from_static(b"key");
+            tagged(WriteOperation::Delete { key, condition, return_previous: false })
+        };
+        let range = |end: Option<&'static [u8]>| {
+            let (start, end) = (Bytes::from_static(b"a"), end.map(Bytes::from_static));
+            tagged(WriteOperation::DeleteRange { range: KeyRange { start, end } })
+        };
+        let register = WriteRequest { tag: None, operation: WriteOperation::RegisterSession };
+        let no_tag = |kind: u8| [&[1, kind][..], &[0; 24]].concat();
+        let revision = [&[3, 9, 0, 0, 0, 0, 0, 0, 0][..], key, value].concat();
+        let cases = [
+            (encode(&register), no_tag(1)),
+            (encode(&put(Condition::Always)), golden(2, &[&[0], &key[..], value].concat())),
+            (encode(&put(Condition::Absent)), golden(2, &[&[1], &key[..], value].concat())),
+            (
+                encode(&put(Condition::Value(Bytes::from_static(b"val")))),
+                golden(2, &[&[2], &value[..], key, value].concat()),
+            ),
+            (encode(&put(Condition::Revision(9))), golden(2, &revision)),
+            (encode(&delete(Condition::Absent)), golden(3, &[&[1], &key[..]].concat())),
+            (encode(&range(None)), golden(4, b"\x01\0\0\0a\0")),
+            (encode(&range(Some(b"b"))), golden(4, b"\x01\0\0\0a\x01\x01\0\0\0b")),
+            (tick(), no_tag(5)),
+        ];
+        for (command, expected) in cases {
+            assert_eq!(command, expected, "the bytes of a command changed");
+            assert!(decode(command.clone()).is_ok(), "{command:?} does not read back");
+            for cut in 0..command.len() {
+                assert!(
+                    decode(command.slice(..cut)).is_err(),
+                    "{command:?} cut to {cut} bytes was taken for a command"
+                );
+            }
+            let longer = [&command[..], &[0]].concat();
+            assert!(decode(Bytes::from(longer)).is_err(), "a byte behind {command:?} was ignored");
+        }
+    }
+
+    #[test]
+    fn a_stamped_command_reads_back() {
+        let command = encode(&put(Condition::Absent));
+        let mut body = BytesMut::new();
+        stamp_into(1234, &command, &mut body);
+        let body = body.freeze();
+        assert_eq!(body[..8], 1234_u64.to_le_bytes(), "the stamp stands first");
+        assert_eq!(stamp_of(&body), Some(1234), "the stamp can be read alone");
+        let (stamp, read) = decode_stamped(body).unwrap();
+        assert_eq!((stamp, read), (1234, decode(command).unwrap()), "nothing is lost");
+    }
+
+    #[test]
+    fn the_next_version_is_refused_by_name() {
+        let mut bytes = encode(&put(Condition::Always)).to_vec();
+        bytes[0] = COMMAND_VERSION + 1;
+        let error = decode(Bytes::from(bytes)).unwrap_err();
+        assert_eq!(error, CommandError::UnknownVersion { found: 2, supported: 1 }, "named");
+        assert!(error.to_string().contains("newer program"), "says what to do: {error}");
+    }
+}
