@@ -42,6 +42,8 @@ mod consistency;
 mod directory;
 mod error;
 mod keys;
+#[cfg(feature = "cli")]
+pub mod kvctl;
 pub mod operation;
 mod retry;
 mod session;

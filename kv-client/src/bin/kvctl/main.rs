@@ -1,2 +1,7 @@
-//! The command-line client.
-fn main() {}
+//! The binary of `kvctl`. Everything is in [`kv_client::kvctl`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kv_client::kvctl::main()
+}
