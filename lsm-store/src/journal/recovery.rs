@@ -1,0 +1,379 @@
+//! What happens when a journal is opened, as numbered steps:
+//!
+//! 1. Everything in `tmp/` is removed: it never got its name.
+//! 2. Segments older than the caller needs are removed, oldest first. The rest must be numbered without
+//!    a gap, each header must seal the segment before it, and no file may be shorter than its seal.
+//! 3. The last segment is read, and its end is settled: torn tail or damage (see `scan.rs`).
+//! 4. Its records above the promise were read, but nobody knows whether they are on disk: the process
+//!    may have ended without a sync, or after a failed one, and then they are in the kernel's memory
+//!    only. They are copied into a new segment that seals the old one at the promise. It gets its name
+//!    when it is durable, so a crash at any moment leaves the old state or the new one.
+//! 5. The caller reads all records from [`Recovery`]; each sealed segment is checked up to its seal.
+//!
+//! A second recovery, after a crash anywhere in the first, finds the same records.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::reader::Segment;
+use super::record::{self, Meta, Place, kind};
+use super::scan::{Scanner, Step, Tail, settle_tail};
+use super::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader, file_name, parse_file_name};
+use super::writer::{Draft, draw_epoch};
+use super::{JournalOptions, Record, RecordAddress};
+use crate::error::{Error, IoContext, Result};
+use crate::rng::SplitMix64;
+use crate::vfs::{Vfs, VfsFile, create_dir_durable};
+
+/// Where segments are written before they have their name, inside the journal's directory.
+pub(super) const TMP_DIR: &str = "tmp";
+
+const COPY_BUFFER_BYTES: usize = 1 << 20;
+
+/// Where the last segment was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment.
+    pub segment: u64,
+    /// The first byte without a valid record.
+    pub offset: u64,
+    /// How many bytes from there were written, none of them promised to anybody.
+    pub bytes: u64,
+}
+
+/// Everything that survived, in order. Read it to its end before the journal is used: each segment is
+/// checked when it is reached. After an error there is nothing more.
+#[derive(Debug)]
+pub struct Recovery {
+    vfs: Arc<dyn Vfs>,
+    waiting: VecDeque<Sealed>,
+    current: Option<(Sealed, Scanner, u64)>,
+    torn: Option<TornTail>,
+    segments: u64,
+    copied: u64,
+}
+
+#[derive(Debug)]
+struct Sealed {
+    number: u64,
+    epoch: u64,
+    path: PathBuf,
+    end: u64,
+    last_checksum: u64,
+}
+
+impl Recovery {
+    /// Where a torn tail was cut, if there was one.
+    pub fn torn_tail(&self) -> Option<TornTail> {
+        self.torn
+    }
+
+    /// How many segments were found; 0 for a new journal.
+    pub fn segments(&self) -> u64 {
+        self.segments
+    }
+
+    /// How many records above the last promise were copied to make them durable for certain.
+    pub fn copied_records(&self) -> u64 {
+        self.copied
+    }
+
+    fn open_next(&mut self) -> Result<bool> {
+        let Some(sealed) = self.waiting.pop_front() else { return Ok(false) };
+        let file = self.vfs.open_read(&sealed.path).context("open", &sealed.path)?;
+        let scanner =
+            Scanner::new(file, &sealed.path, sealed.epoch, SEGMENT_HEADER_BYTES, sealed.end);
+        self.current = Some((sealed, scanner, 0));
+        Ok(true)
+    }
+
+    fn next_record(&mut self) -> Result<Option<(RecordAddress, Record)>> {
+        loop {
+            let Some((sealed, scanner, last_checksum)) = &mut self.current else {
+                if self.open_next()? {
+                    continue;
+                }
+                return Ok(None);
+            };
+            let offset = scanner.offset();
+            match scanner.step()? {
+                Step::Record(found) => {
+                    *last_checksum = found.header.checksum;
+                    if found.header.kind == kind::SYNC_NOTE {
+                        continue;
+                    }
+                    let address = RecordAddress { segment: sealed.number, offset: found.offset };
+                    let payload = Bytes::copy_from_slice(found.payload);
+                    let record = Record {
+                        kind: found.header.kind,
+                        sequence: found.header.sequence,
+                        payload,
+                    };
+                    return Ok(Some((address, record)));
+                }
+                Step::Invalid(why) => {
+                    let detail = format!("{why}, but the segment is sealed at {}", sealed.end);
+                    return Err(Error::corruption(&sealed.path, offset, detail));
+                }
+                Step::End if *last_checksum != sealed.last_checksum => {
+                    let detail = format!(
+                        "the last record's checksum is {last_checksum:016x}, sealed was {:016x}",
+                        sealed.last_checksum
+                    );
+                    return Err(Error::corruption(&sealed.path, offset, detail));
+                }
+                Step::End => self.current = None,
+            }
+        }
+    }
+}
+
+impl Iterator for Recovery {
+    type Item = Result<(RecordAddress, Record)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_record();
+        if next.is_err() {
+            self.waiting.clear();
+            self.current = None;
+        }
+        next.transpose()
+    }
+}
+
+/// What a writer needs to go on.
+pub(super) struct Recovered {
+    pub(super) recovery: Recovery,
+    pub(super) segments: BTreeMap<u64, Segment>,
+    pub(super) sealed: Seal,
+}
+
+/// A segment found on disk.
+struct OnDisk {
+    path: PathBuf,
+    file: Arc<dyn VfsFile>,
+    header: SegmentHeader,
+    len: u64,
+}
+
+pub(super) fn recover(
+    vfs: &Arc<dyn Vfs>,
+    dir: &Path,
+    options: &JournalOptions,
+    epochs: &mut SplitMix64,
+) -> Result<Recovered> {
+    let tmp_dir = dir.join(TMP_DIR);
+    create_dir_durable(&**vfs, dir).context("create", dir)?;
+    create_dir_durable(&**vfs, &tmp_dir).context("create", &tmp_dir)?;
+    for path in vfs.list(&tmp_dir).context("list", &tmp_dir)? {
+        vfs.unlink(&path).context("remove", &path)?;
+    }
+    let found = find_segments(&**vfs, dir, options)?;
+    let mut sealed_segments = VecDeque::new();
+    let mut segments = BTreeMap::new();
+    let mut torn = None;
+    let mut copied = 0;
+    let mut sealed = Seal::default();
+    for (index, segment) in found.iter().enumerate() {
+        let SegmentHeader { number, epoch, copies, .. } = segment.header;
+        let (seal, path) = match found.get(index + 1) {
+            Some(next) => (next.header.predecessor, segment.path.clone()),
+            None => {
+                let tail = settle(segment)?;
+                if tail.torn_to > tail.end {
+                    torn = Some(TornTail {
+                        segment: number,
+                        offset: tail.end,
+                        bytes: tail.torn_to - tail.end,
+                    });
+                }
+                copied = tail.unpromised_records;
+                sealed = Seal {
+                    segment: number,
+                    end: tail.promised,
+                    last_checksum: tail.promised_checksum,
+                };
+                let copy = if copied > 0 {
+                    Some(copy_tail(vfs, dir, options, epochs, segment, tail)?)
+                } else {
+                    None
+                };
+                let seal = sealed;
+                if let Some((copy, copy_seal)) = copy {
+                    sealed = copy_seal;
+                    segments.insert(copy_seal.segment, copy);
+                }
+                (seal, segment.path.clone())
+            }
+        };
+        let limit = seal.end;
+        segments.insert(number, Segment { epoch, path: path.clone(), limit, copies });
+        sealed_segments.push_back(Sealed {
+            number,
+            epoch,
+            path,
+            end: seal.end,
+            last_checksum: seal.last_checksum,
+        });
+    }
+    if let Some(copy) = segments.get(&sealed.segment)
+        && copied > 0
+    {
+        sealed_segments.push_back(Sealed {
+            number: sealed.segment,
+            epoch: copy.epoch,
+            path: copy.path.clone(),
+            end: sealed.end,
+            last_checksum: sealed.last_checksum,
+        });
+    }
+    let recovery = Recovery {
+        vfs: Arc::clone(vfs),
+        waiting: sealed_segments,
+        current: None,
+        torn,
+        segments: found.len() as u64,
+        copied,
+    };
+    Ok(Recovered { recovery, segments, sealed })
+}
+
+/// Step 2: the segments there are, checked to be a chain.
+fn find_segments(vfs: &dyn Vfs, dir: &Path, options: &JournalOptions) -> Result<Vec<OnDisk>> {
+    let mut numbers = Vec::new();
+    for path in vfs.list(dir).context("list", dir)? {
+        // What does not have a segment's name is not ours, and stays.
+        if let Some(number) = path.file_name().and_then(OsStr::to_str).and_then(parse_file_name) {
+            if number < options.oldest_needed {
+                remove_durably(vfs, dir, &path)?;
+            } else {
+                numbers.push(number);
+            }
+        }
+    }
+    numbers.sort_unstable();
+    let missing = |number: u64| {
+        let path = dir.join(file_name(number));
+        Error::corruption(&path, 0, "the segment is missing, though older or newer ones need it")
+    };
+    // Segment 1 is the first that is ever made: it may be needed before it exists.
+    match numbers.first() {
+        None if options.oldest_needed > 1 => return Err(missing(options.oldest_needed)),
+        Some(first) if options.oldest_needed > 0 && *first > options.oldest_needed => {
+            return Err(missing(options.oldest_needed));
+        }
+        None | Some(_) => {}
+    }
+    let mut found: Vec<OnDisk> = Vec::with_capacity(numbers.len());
+    for number in numbers {
+        let segment = open_segment(vfs, dir, options.store_id, number)?;
+        if let Some(before) = found.last() {
+            let seal = segment.header.predecessor;
+            if before.header.number + 1 != number {
+                return Err(missing(before.header.number + 1));
+            }
+            if seal.segment != before.header.number {
+                let detail = format!("it seals segment {}, not its predecessor", seal.segment);
+                return Err(Error::corruption(&segment.path, 48, detail));
+            }
+            if before.len < seal.end {
+                let detail = format!("the file ends here, but it is sealed at {}", seal.end);
+                return Err(Error::corruption(&before.path, before.len, detail));
+            }
+        }
+        found.push(segment);
+    }
+    Ok(found)
+}
+
+fn open_segment(vfs: &dyn Vfs, dir: &Path, store_id: u128, number: u64) -> Result<OnDisk> {
+    let path = dir.join(file_name(number));
+    let file = vfs.open_read(&path).context("open", &path)?;
+    let len = file.len().context("read the length of", &path)?;
+    let mut bytes = vec![0; usize::try_from(len.min(SEGMENT_HEADER_BYTES)).unwrap_or(0)];
+    file.read_exact_at(&mut bytes, 0).context("read", &path)?;
+    let header = SegmentHeader::decode(&path, &bytes, store_id, number)?;
+    Ok(OnDisk { path, file, header, len })
+}
+
+/// Step 3: how the last segment ends.
+fn settle(last: &OnDisk) -> Result<Tail> {
+    if last.len < SEGMENT_HEADER_BYTES {
+        return Err(Error::corruption(&last.path, last.len, "the file ends inside the header"));
+    }
+    let SegmentHeader { epoch, published_end, .. } = last.header;
+    settle_tail(&last.file, &last.path, epoch, SEGMENT_HEADER_BYTES, published_end, last.len)
+}
+
+/// Step 4: a segment with copies of the records above the promise, durable before it has its name.
+fn copy_tail(
+    vfs: &Arc<dyn Vfs>,
+    dir: &Path,
+    options: &JournalOptions,
+    epochs: &mut SplitMix64,
+    last: &OnDisk,
+    tail: Tail,
+) -> Result<(Segment, Seal)> {
+    let number = last.header.number + 1;
+    let epoch = draw_epoch(epochs);
+    let end = SEGMENT_HEADER_BYTES + tail.unpromised_bytes;
+    let mut scanner = Scanner::new(
+        Arc::clone(&last.file),
+        &last.path,
+        last.header.epoch,
+        tail.promised,
+        tail.end,
+    );
+    let draft = Draft::create(&**vfs, dir, number)?;
+    let mut buffer = Vec::new();
+    let mut written = 0_u64;
+    let mut last_checksum = 0;
+    while let Step::Record(found) = scanner.step()? {
+        if found.header.kind == kind::SYNC_NOTE {
+            continue;
+        }
+        if written == 0 && buffer.is_empty() {
+            let header = SegmentHeader {
+                store_id: options.store_id,
+                number,
+                epoch,
+                predecessor: Seal {
+                    segment: last.header.number,
+                    end: tail.promised,
+                    last_checksum: tail.promised_checksum,
+                },
+                first_sequence: found.header.sequence,
+                published_end: end,
+                copies: true,
+            };
+            buffer = header.encode();
+        }
+        let place = Place { epoch, offset: written + buffer.len() as u64 };
+        let meta =
+            Meta { kind: found.header.kind, sequence: found.header.sequence, durable_to: end };
+        last_checksum = record::encode(&mut buffer, place, meta, &[found.payload]);
+        if buffer.len() >= COPY_BUFFER_BYTES {
+            draft.file.write_all_at(&buffer, written).context("write", &draft.tmp)?;
+            written += buffer.len() as u64;
+            buffer.clear();
+        }
+    }
+    draft.file.write_all_at(&buffer, written).context("write", &draft.tmp)?;
+    written += buffer.len() as u64;
+    assert!(written == end, "copied records end at {written}, expected {end}");
+    let path = draft.publish()?;
+    Ok((
+        Segment { epoch, path, limit: end, copies: true },
+        Seal { segment: number, end, last_checksum },
+    ))
+}
+
+/// Removes a segment, durably before anything else happens: so that no gap can appear.
+pub(super) fn remove_durably(vfs: &dyn Vfs, dir: &Path, path: &Path) -> Result<()> {
+    vfs.unlink(path).context("remove", path)?;
+    vfs.sync_dir(dir).context("sync", dir)
+}

@@ -1,0 +1,385 @@
+//! The writer: appends into a buffer, writes and syncs it in one go, begins new segments.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::reader::{JournalReader, Shared};
+use super::record::{self, MAX_PAYLOAD_BYTES, Meta, Place, kind, record_bytes};
+use super::recovery::{self, Recovery};
+use super::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader, file_name};
+use super::{JournalOptions, RecordAddress};
+use crate::error::{Error, IoContext, Result};
+use crate::rng::SplitMix64;
+use crate::vfs::{Vfs, VfsFile};
+
+/// The buffer is written, though not synced, when it holds this much.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// A smaller segment would hold little but its header.
+const MIN_SEGMENT_BYTES: u64 = 4096;
+
+/// The one writer of a journal. Whoever opens it makes sure that there is only one (a lock file).
+#[derive(Debug)]
+pub struct Journal {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    options: JournalOptions,
+    shared: Arc<Shared>,
+    epochs: SplitMix64,
+    /// The segment being written; none right after opening.
+    tail: Option<Tail>,
+    /// How the newest segment ended, while there is no tail.
+    sealed: Seal,
+    buffer: Vec<u8>,
+    poison: Option<String>,
+}
+
+#[derive(Debug)]
+struct Tail {
+    number: u64,
+    epoch: u64,
+    file: Arc<dyn VfsFile>,
+    path: PathBuf,
+    /// The end of the last record, written or not.
+    end: u64,
+    /// What was handed to the file.
+    written: u64,
+    /// What is durable.
+    synced: u64,
+    /// Whether there are records that no later one has promised to be synced.
+    unpromised: bool,
+    last_checksum: u64,
+    last_sequence: u64,
+    /// The end of the head record.
+    head_end: u64,
+}
+
+/// A new segment's file, before it has its name.
+pub(super) struct Draft<'a> {
+    vfs: &'a dyn Vfs,
+    dir: &'a Path,
+    number: u64,
+    pub(super) file: Arc<dyn VfsFile>,
+    pub(super) tmp: PathBuf,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn create(vfs: &'a dyn Vfs, dir: &'a Path, number: u64) -> Result<Self> {
+        let tmp = dir.join(recovery::TMP_DIR).join(file_name(number));
+        let file = vfs.create_new(&tmp).context("create", &tmp)?;
+        Ok(Self { vfs, dir, number, file, tmp })
+    }
+
+    /// Syncs the content, then gives the file its name, durably. A rename never replaces a segment.
+    pub(super) fn publish(self) -> Result<PathBuf> {
+        self.file.sync_all().context("sync", &self.tmp)?;
+        let path = self.dir.join(file_name(self.number));
+        if self.vfs.exists(&path).context("look for", &path)? {
+            return Err(Error::corruption(&path, 0, "a segment of this number already exists"));
+        }
+        self.vfs.rename(&self.tmp, &path).context("rename", &self.tmp)?;
+        // First the new name, then the removal of the old one: in between there may be both, never none.
+        self.vfs.sync_dir(self.dir).context("sync", self.dir)?;
+        let tmp_dir = self.dir.join(recovery::TMP_DIR);
+        self.vfs.sync_dir(&tmp_dir).context("sync", &tmp_dir)?;
+        Ok(path)
+    }
+}
+
+/// Draws an epoch: never 0, which reserved zeros would have.
+pub(super) fn draw_epoch(epochs: &mut SplitMix64) -> u64 {
+    epochs.next_u64() | 1
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, creating the directory if need be. The journal is ready for appends
+    /// once `Recovery` was read to its end; until then not everything was checked.
+    ///
+    /// # Errors
+    /// `Corruption` naming file and offset if synced bytes are damaged or a segment is missing;
+    /// `UnknownVersion`, `WrongStore`, `Io`; `InvalidArgument` for senseless options.
+    pub fn open(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        options: JournalOptions,
+    ) -> Result<(Self, Recovery)> {
+        if options.segment_bytes < MIN_SEGMENT_BYTES {
+            let detail = format!(
+                "segments of {} bytes are too small; at least {MIN_SEGMENT_BYTES} are needed",
+                options.segment_bytes
+            );
+            return Err(Error::InvalidArgument(detail));
+        }
+        if options.max_record_bytes > MAX_PAYLOAD_BYTES {
+            return Err(Error::TooLarge {
+                what: "record limit",
+                size: u64::from(options.max_record_bytes),
+                limit: u64::from(MAX_PAYLOAD_BYTES),
+            });
+        }
+        let mut epochs = SplitMix64::new(options.epoch_seed);
+        let recovered = recovery::recover(&vfs, dir, &options, &mut epochs)?;
+        let shared = Arc::new(Shared::new(Arc::clone(&vfs), recovered.segments));
+        let journal = Self {
+            vfs,
+            dir: dir.to_path_buf(),
+            options,
+            shared,
+            epochs,
+            tail: None,
+            sealed: recovered.sealed,
+            buffer: Vec::new(),
+            poison: None,
+        };
+        Ok((journal, recovered.recovery))
+    }
+
+    /// Adds a record whose payload is the concatenation of `parts`. It is durable after the next
+    /// [`Journal::sync`], and can be read by address from then on.
+    ///
+    /// `head` is called before the first record of a new segment and appends to its argument the
+    /// payload of the segment's head record: what the caller must know about everything before this
+    /// record if all older segments are removed.
+    ///
+    /// # Errors
+    /// `TooLarge` and `InvalidArgument` (a kind below [`kind::APPLICATION`] that is not a batch) leave
+    /// the journal as it was. `Io` ends it: every later call returns `Poisoned`.
+    pub fn append(
+        &mut self,
+        kind: u8,
+        sequence: u64,
+        parts: &[&[u8]],
+        head: &mut dyn FnMut(&mut Vec<u8>),
+    ) -> Result<RecordAddress> {
+        self.check_alive()?;
+        if kind < kind::APPLICATION && kind != kind::BATCH {
+            return Err(Error::InvalidArgument(format!(
+                "record kind {kind} is reserved for the journal"
+            )));
+        }
+        let payload_bytes = parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        self.check_size(payload_bytes)?;
+        let bytes = record_bytes(payload_bytes);
+        let full = self.tail.as_ref().is_none_or(|tail| {
+            tail.end > tail.head_end && tail.end.saturating_add(bytes) > self.options.segment_bytes
+        });
+        if full {
+            let mut payload = Vec::new();
+            head(&mut payload);
+            self.check_size(payload.len() as u64)?;
+            let begun = self.begin_segment(sequence, &payload, bytes);
+            self.guard(begun)?;
+        }
+        let address = self.encode(kind, sequence, parts)?;
+        if self.buffer.len() >= BUFFER_BYTES {
+            let written = self.write();
+            self.guard(written)?;
+        }
+        Ok(address)
+    }
+
+    /// Makes every record appended so far durable: one write and one sync, or nothing if there is
+    /// nothing new.
+    ///
+    /// # Errors
+    /// `Io` ends the journal, and what was appended since the last sync may or may not be on disk;
+    /// `Poisoned` after an earlier failure.
+    pub fn sync(&mut self) -> Result<()> {
+        self.check_alive()?;
+        let synced = self.write_and_sync();
+        self.guard(synced)
+    }
+
+    /// Writes, without syncing, a note that says how far the journal is durable, unless the log already
+    /// says so. Called when idle, it lets damage to the last synced records be told from a torn tail.
+    ///
+    /// # Errors
+    /// As [`Journal::sync`].
+    pub fn note_durable(&mut self) -> Result<()> {
+        self.check_alive()?;
+        let sequence = match &self.tail {
+            Some(tail) if tail.unpromised && tail.end == tail.synced => tail.last_sequence,
+            Some(_) | None => return Ok(()),
+        };
+        self.encode(kind::SYNC_NOTE, sequence, &[])?;
+        let written = self.write();
+        self.guard(written)
+    }
+
+    /// Syncs, notes that it did, and syncs the note.
+    ///
+    /// # Errors
+    /// As [`Journal::sync`].
+    pub fn close(mut self) -> Result<()> {
+        self.sync()?;
+        self.note_durable()?;
+        self.sync()
+    }
+
+    /// A reader by address, for any thread.
+    pub fn reader(&self) -> JournalReader {
+        JournalReader::new(Arc::clone(&self.shared))
+    }
+
+    /// The newest segment's number; 0 if there is none.
+    pub fn newest_segment(&self) -> u64 {
+        self.tail.as_ref().map_or(self.sealed.segment, |tail| tail.number)
+    }
+
+    /// The oldest segment's number; 0 if there is none.
+    pub fn oldest_segment(&self) -> u64 {
+        self.shared.oldest()
+    }
+
+    /// Bytes of records and headers in all segments, reserved space not counted.
+    pub fn bytes(&self) -> u64 {
+        self.shared.bytes()
+    }
+
+    /// Ends the newest segment, so that it can be removed once it is no longer needed: the next record
+    /// begins another one. What was appended is synced.
+    ///
+    /// # Errors
+    /// As [`Journal::sync`].
+    pub fn end_segment(&mut self) -> Result<()> {
+        self.check_alive()?;
+        let sealed = self.seal_tail();
+        self.guard(sealed)
+    }
+
+    /// Removes the segments below number `segment`, oldest first, each durably before the next; never
+    /// the newest one. A segment of copies made by recovery has no head record and is kept together
+    /// with its predecessor. Returns how many were removed.
+    ///
+    /// # Errors
+    /// `Io`, which ends the journal; `Poisoned`.
+    pub fn remove_segments_below(&mut self, segment: u64) -> Result<u64> {
+        self.check_alive()?;
+        let removed = self.remove_oldest(segment);
+        self.guard(removed)
+    }
+
+    fn remove_oldest(&self, segment: u64) -> Result<u64> {
+        let first_kept =
+            self.shared.first_with_head_at_or_below(segment.min(self.newest_segment()));
+        let mut removed = 0;
+        while let Some(path) = self.shared.forget_oldest_below(first_kept) {
+            recovery::remove_durably(&*self.vfs, &self.dir, &path)?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    fn check_alive(&self) -> Result<()> {
+        match &self.poison {
+            None => Ok(()),
+            Some(reason) => Err(Error::Poisoned { reason: reason.clone() }),
+        }
+    }
+
+    fn check_size(&self, payload_bytes: u64) -> Result<()> {
+        let limit = u64::from(self.options.max_record_bytes);
+        if payload_bytes > limit {
+            return Err(Error::TooLarge { what: "record", size: payload_bytes, limit });
+        }
+        Ok(())
+    }
+
+    /// Lets a result pass, and remembers the first failure for good.
+    fn guard<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.poison.get_or_insert_with(|| error.to_string());
+        }
+        result
+    }
+
+    fn encode(&mut self, kind: u8, sequence: u64, parts: &[&[u8]]) -> Result<RecordAddress> {
+        let Some(tail) = &mut self.tail else {
+            return Err(Error::InvalidArgument("no segment was begun".into()));
+        };
+        let address = RecordAddress { segment: tail.number, offset: tail.end };
+        let before = self.buffer.len();
+        let place = Place { epoch: tail.epoch, offset: tail.end };
+        let meta = Meta { kind, sequence, durable_to: tail.synced };
+        tail.last_checksum = record::encode(&mut self.buffer, place, meta, parts);
+        tail.end += (self.buffer.len() - before) as u64;
+        tail.unpromised = kind != kind::SYNC_NOTE;
+        tail.last_sequence = sequence;
+        Ok(address)
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let Some(tail) = &mut self.tail else { return Ok(()) };
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        tail.file.write_all_at(&self.buffer, tail.written).context("write", &tail.path)?;
+        tail.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        self.buffer.shrink_to(2 * BUFFER_BYTES);
+        self.shared.set_limit(tail.number, tail.written);
+        Ok(())
+    }
+
+    fn write_and_sync(&mut self) -> Result<()> {
+        self.write()?;
+        let Some(tail) = &mut self.tail else { return Ok(()) };
+        if tail.synced < tail.written {
+            tail.file.sync_data().context("sync", &tail.path)?;
+            tail.synced = tail.written;
+        }
+        Ok(())
+    }
+
+    fn seal_tail(&mut self) -> Result<()> {
+        self.write_and_sync()?;
+        if let Some(tail) = self.tail.take() {
+            self.sealed =
+                Seal { segment: tail.number, end: tail.end, last_checksum: tail.last_checksum };
+        }
+        Ok(())
+    }
+
+    fn begin_segment(&mut self, sequence: u64, head: &[u8], first_record_bytes: u64) -> Result<()> {
+        self.seal_tail()?;
+        let number = self.sealed.segment + 1;
+        let epoch = draw_epoch(&mut self.epochs);
+        let head_end = SEGMENT_HEADER_BYTES + record_bytes(head.len() as u64);
+        let header = SegmentHeader {
+            store_id: self.options.store_id,
+            number,
+            epoch,
+            predecessor: self.sealed,
+            first_sequence: sequence,
+            published_end: head_end,
+            copies: false,
+        };
+        let mut content = header.encode();
+        let place = Place { epoch, offset: SEGMENT_HEADER_BYTES };
+        let meta = Meta { kind: kind::HEAD, sequence, durable_to: head_end };
+        let last_checksum = record::encode(&mut content, place, meta, &[head]);
+        let draft = Draft::create(&*self.vfs, &self.dir, number)?;
+        if self.options.preallocate {
+            let len = self.options.segment_bytes.max(head_end.saturating_add(first_record_bytes));
+            draft.file.allocate(len).context("reserve space in", &draft.tmp)?;
+        }
+        draft.file.write_all_at(&content, 0).context("write", &draft.tmp)?;
+        let file = Arc::clone(&draft.file);
+        let path = draft.publish()?;
+        self.shared.add(number, epoch, path.clone(), head_end, false);
+        self.tail = Some(Tail {
+            number,
+            epoch,
+            file,
+            path,
+            end: head_end,
+            written: head_end,
+            synced: head_end,
+            unpromised: false,
+            last_checksum,
+            last_sequence: sequence,
+            head_end,
+        });
+        Ok(())
+    }
+}
