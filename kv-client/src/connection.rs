@@ -271,7 +271,7 @@ enum Done {
     },
     Status {
         reply: Option<oneshot::Sender<NodeStatus>>,
-        result: Result<NodeStatus, RpcError>,
+        result: Result<Box<NodeStatus>, RpcError>,
     },
     Ping(Result<(), RpcError>),
 }
@@ -297,7 +297,7 @@ async fn perform(client: KvClient, call: Call) -> Done {
             Done::Batch { lane, replies, result }
         }
         Call::Status { reply } => {
-            let result = client.status(context_for(SILENCE_MAX + CALL_GRACE)).await;
+            let result = client.status(context_for(SILENCE_MAX + CALL_GRACE)).await.map(Box::new);
             Done::Status { reply, result }
         }
         Call::Ping => Done::Ping(client.ping(context_for(SILENCE_MAX + CALL_GRACE)).await),
@@ -592,7 +592,7 @@ impl Task {
                     directory.learn(&status);
                 }
                 if let Some(reply) = reply {
-                    drop(reply.send(status));
+                    drop(reply.send(*status));
                 }
                 return Ok(());
             }

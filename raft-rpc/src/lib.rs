@@ -29,5 +29,6 @@ pub use handshake::{
 pub use kv::*;
 pub use link::*;
 pub use peer::*;
+pub use raft_core::NodeId;
 pub use serve::serve;
 pub use transport::*;

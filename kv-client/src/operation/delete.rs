@@ -103,11 +103,11 @@ impl IntoFuture for Delete {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            match self.run(Condition::Always).await? {
-                Response::Deleted { revision, count, previous } => {
-                    Ok(Deleted { revision, count, previous })
-                }
-                other => Err(mismatch("a delete", &other, Effect::Unknown)),
+            let response = self.run(Condition::Always).await?;
+            if let Response::Deleted { revision, count, previous } = response {
+                Ok(Deleted { revision, count, previous })
+            } else {
+                Err(mismatch("a delete", &response, Effect::Unknown))
             }
         })
     }
@@ -135,7 +135,13 @@ impl IntoFuture for ConditionalDelete {
                 Response::Refused { revision, current } => {
                     Ok(Conditional::Refused { revision, current })
                 }
-                other => Err(mismatch("a conditional delete", &other, Effect::Unknown)),
+                other @ (Response::Session { .. }
+                | Response::Written { .. }
+                | Response::Value { .. }
+                | Response::Page { .. }
+                | Response::Count { .. }) => {
+                    Err(mismatch("a conditional delete", &other, Effect::Unknown))
+                }
             }
         })
     }
@@ -168,11 +174,11 @@ impl IntoFuture for DeleteRange {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let operation = WriteOperation::DeleteRange { range: self.range };
-            match self.client.write(operation, self.timeout).await? {
-                Response::Deleted { revision, count, previous } => {
-                    Ok(Deleted { revision, count, previous })
-                }
-                other => Err(mismatch("a delete of a range", &other, Effect::Unknown)),
+            let response = self.client.write(operation, self.timeout).await?;
+            if let Response::Deleted { revision, count, previous } = response {
+                Ok(Deleted { revision, count, previous })
+            } else {
+                Err(mismatch("a delete of a range", &response, Effect::Unknown))
             }
         })
     }

@@ -68,9 +68,11 @@ impl Get {
             revision: self.revision,
             consistency: self.client.resolve(self.consistency),
         });
-        match self.client.read(request, self.timeout).await? {
-            Response::Value { revision, found } => Ok(ReadAt { revision, found }),
-            other => Err(mismatch("a get", &other, Effect::None)),
+        let response = self.client.read(request, self.timeout).await?;
+        if let Response::Value { revision, found } = response {
+            Ok(ReadAt { revision, found })
+        } else {
+            Err(mismatch("a get", &response, Effect::None))
         }
     }
 }

@@ -87,9 +87,11 @@ impl IntoFuture for Put {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            match self.run(Condition::Always).await? {
-                Response::Written { revision, previous } => Ok(Written { revision, previous }),
-                other => Err(mismatch("a put", &other, Effect::Unknown)),
+            let response = self.run(Condition::Always).await?;
+            if let Response::Written { revision, previous } = response {
+                Ok(Written { revision, previous })
+            } else {
+                Err(mismatch("a put", &response, Effect::Unknown))
             }
         })
     }
@@ -133,7 +135,13 @@ impl IntoFuture for ConditionalPut {
                 Response::Refused { revision, current } => {
                     Ok(Conditional::Refused { revision, current })
                 }
-                other => Err(mismatch("a conditional put", &other, Effect::Unknown)),
+                other @ (Response::Session { .. }
+                | Response::Deleted { .. }
+                | Response::Value { .. }
+                | Response::Page { .. }
+                | Response::Count { .. }) => {
+                    Err(mismatch("a conditional put", &other, Effect::Unknown))
+                }
             }
         })
     }

@@ -16,7 +16,7 @@ use raft_rpc::{KeyRange, KeyValue, Projection, RangeRequest, Request, Response};
 use super::mismatch;
 use crate::client::Client;
 use crate::consistency::Consistency;
-use crate::error::{Effect, Error, Result};
+use crate::error::{Effect, Error, ErrorKind, Result};
 
 /// Where a listing goes on: behind the last item of a page, at the page's revision.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -154,30 +154,28 @@ impl Range {
             revision,
             consistency: self.client.resolve(Some(consistency)),
         });
-        match self.client.read(request, self.timeout).await? {
-            Response::Page { revision: read_at, items, more } => {
-                // The listing goes on as of the revision that was asked for, or else as of the one
-                // the first page was made at.
-                let revision = revision.unwrap_or(read_at);
-                let next = match (more, items.last()) {
-                    (true, Some(last)) => {
-                        let rest = rest_behind(range, &last.key, reverse);
-                        Some(Cursor { rest, reverse, revision })
-                    }
-                    (true, None) => {
-                        return Err(Error::new(
-                            crate::ErrorKind::Protocol,
-                            Effect::None,
-                            "a page without items claims that more follow",
-                            "ask for at least one item; if that was so, check the node's version",
-                        ));
-                    }
-                    (false, _) => None,
-                };
-                Ok(Page { items, next, revision })
+        let response = self.client.read(request, self.timeout).await?;
+        let Response::Page { revision: read_at, items, more } = response else {
+            return Err(mismatch("a range", &response, Effect::None));
+        };
+        // The listing goes on as of the revision that was asked for, or else as of the one the
+        // first page was made at.
+        let revision = revision.unwrap_or(read_at);
+        let next = match (more, items.last()) {
+            (false, _) => None,
+            (true, Some(last)) => {
+                Some(Cursor { rest: rest_behind(range, &last.key, reverse), reverse, revision })
             }
-            other => Err(mismatch("a range", &other, Effect::None)),
-        }
+            (true, None) => {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    Effect::None,
+                    "a page without items claims that more follow",
+                    "ask for at least one item; if that was so, check the node's version",
+                ));
+            }
+        };
+        Ok(Page { items, next, revision })
     }
 }
 
@@ -333,9 +331,11 @@ impl IntoFuture for Count {
                 revision: self.revision,
                 consistency: self.client.resolve(self.consistency),
             });
-            match self.client.read(request, self.timeout).await? {
-                Response::Count { count, revision } => Ok(Counted { count, revision }),
-                other => Err(mismatch("a count", &other, Effect::None)),
+            let response = self.client.read(request, self.timeout).await?;
+            if let Response::Count { count, revision } = response {
+                Ok(Counted { count, revision })
+            } else {
+                Err(mismatch("a count", &response, Effect::None))
             }
         })
     }
