@@ -3,6 +3,7 @@
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     string::String,
+    vec::Vec,
 };
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,16 @@ pub enum Voters {
         /// The set after it.
         new: BTreeSet<NodeId>,
     },
+}
+
+impl Voters {
+    /// The set, or the old and the new one.
+    fn halves(&self) -> (&BTreeSet<NodeId>, Option<&BTreeSet<NodeId>>) {
+        match self {
+            Self::Uniform(voters) => (voters, None),
+            Self::Joint { old, new } => (old, Some(new)),
+        }
+    }
 }
 
 /// Why a membership cannot be.
@@ -88,7 +99,84 @@ impl Membership {
         highest_id: NodeId,
     ) -> Result<Self, MembershipError> {
         let membership = Self { voters, learners, demote_on_leave, nodes, highest_id };
+        membership.check()?;
         Ok(membership)
+    }
+
+    fn check(&self) -> Result<(), MembershipError> {
+        let (first, second) = self.voters.halves();
+        if first.is_empty() || second.is_some_and(BTreeSet::is_empty) {
+            return Err(MembershipError::NoVoters);
+        }
+        if let Some(&both) = self.learners.iter().find(|id| self.is_voter(**id)) {
+            return Err(MembershipError::VoterAndLearner(both));
+        }
+        for &id in &self.demote_on_leave {
+            // Only who votes in the old set and not in the new one can become a learner.
+            let demotable = second.is_some_and(|new| first.contains(&id) && !new.contains(&id));
+            if !demotable {
+                return Err(MembershipError::NotDemotable(id));
+            }
+        }
+        let members: BTreeSet<NodeId> = first
+            .iter()
+            .chain(second.into_iter().flatten())
+            .chain(&self.learners)
+            .copied()
+            .collect();
+        let listed: BTreeSet<NodeId> = self.nodes.keys().copied().collect();
+        if let Some(&id) = members.symmetric_difference(&listed).next() {
+            return Err(MembershipError::Unlisted(id));
+        }
+        match listed.last() {
+            Some(&id) if id > self.highest_id => Err(MembershipError::AboveHighest(id)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The largest value that a quorum has reached: for every set of voters, a majority of its
+    /// members has at least this value. Who has none counts as the default, the smallest.
+    ///
+    /// The only quorum arithmetic of the crate: commit (Raft §5.3), votes (§5.2), read
+    /// confirmation (§8) and the quorum check all come here, so a joint membership (§6) holds for
+    /// all of them alike.
+    pub fn quorum_value<T: Ord + Copy + Default>(&self, value: impl Fn(NodeId) -> Option<T>) -> T {
+        let of_majority = |voters: &BTreeSet<NodeId>| {
+            // Sorted anew each time: a handful of values cost less than a structure that has to be
+            // kept in order, and cannot fall out of it.
+            let mut few = [T::default(); 7];
+            let mut many = Vec::new();
+            let values = match few.get_mut(..voters.len()) {
+                Some(values) => values,
+                None => {
+                    many.resize(voters.len(), T::default());
+                    many.as_mut_slice()
+                }
+            };
+            for (slot, &voter) in values.iter_mut().zip(voters) {
+                *slot = value(voter).unwrap_or_default();
+            }
+            values.sort_unstable();
+            let majority = values.len() / 2 + 1;
+            values[values.len() - majority]
+        };
+        match &self.voters {
+            Voters::Uniform(voters) => of_majority(voters),
+            Voters::Joint { old, new } => of_majority(old).min(of_majority(new)),
+        }
+    }
+
+    /// Whether `id` votes, in either set of a joint membership.
+    #[must_use]
+    pub fn is_voter(&self, id: NodeId) -> bool {
+        let (first, second) = self.voters.halves();
+        first.contains(&id) || second.is_some_and(|set| set.contains(&id))
+    }
+
+    /// Whether `id` is a member, voter or learner.
+    #[must_use]
+    pub fn contains(&self, id: NodeId) -> bool {
+        self.nodes.contains_key(&id)
     }
 
     /// The voters.

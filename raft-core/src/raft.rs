@@ -1,86 +1,345 @@
-//! The entry to the state machine: [`Raft`].
-//! (under construction in this commit: see the role modules)
+//! The entry to the state machine: [`Raft`] takes inputs, routes them by kind and role, and emits
+//! effects. What a role does is in `role/`; what all roles share is in `common`.
+//!
+//! Invariants
+//! 1. `step` emits nothing and `flush` learns nothing: however inputs are grouped between flushes,
+//!    every effect is legal.
+//! 2. The same inputs at the same times with the same seed give the same effects, bit for bit.
+
+use core::time::Duration;
+
+use alloc::sync::Arc;
 
 use crate::{
-    Config, Counters, Effects, Input, LogIndex, Micros, NodeId, Recovered, RoleKind, StartError,
-    Status,
+    Config, Effect, Effects, Entry, Envelope, FatalError, FetchFailed, FetchId, Input, Membership,
+    Message, Micros, NodeId, Recovered, Reject, RoleChange, RoleKind, StartError, Status, Ticket,
+    common::Common,
+    read_index::Asker,
+    role::{Follower, Role, half, leader::Answer},
 };
 
-/// One node's consensus state machine.
+/// One node's consensus state machine. See the [crate's documentation](crate) for the contract of
+/// whoever drives it.
 #[derive(Debug)]
 pub struct Raft {
-    id: NodeId,
-    config: Config,
-    recovered: Recovered,
-    now: Micros,
+    pub(crate) common: Common,
+    pub(crate) role: Role,
+    pub(crate) fatal: Option<FatalError>,
+    /// The deadline as of the last flush: a timer far behind it shows that the process stood still.
+    promised: Micros,
+    /// A late timer was forgiven, and none came in time since.
+    forgiven: bool,
+    shown: RoleChange,
+    shown_membership: Arc<Membership>,
 }
 
 impl Raft {
     /// A follower, from what was found on disk. `seed` decides the random timeouts: give every node
-    /// and every boot another.
+    /// and every boot another, else elections tie again and again.
     ///
     /// # Errors
-    /// What does not fit together.
+    /// What does not fit together. The node must not start then.
     pub fn new(
         id: NodeId,
         config: Config,
         recovered: Recovered,
-        _seed: u64,
+        seed: u64,
         now: Micros,
     ) -> Result<Self, StartError> {
         config.validate()?;
         recovered.validate()?;
-        Ok(Self { id, config, recovered, now })
+        let mut common = Common::new(id, config, &recovered, seed, now);
+        let timeout = common.draw_election_timeout();
+        let follower = Follower::new(None, timeout, now.after(timeout));
+        let shown = RoleChange { role: RoleKind::Follower, term: common.term(), leader: None };
+        let shown_membership = Arc::clone(common.membership());
+        let mut raft = Self {
+            common,
+            role: Role::Follower(follower),
+            fatal: None,
+            promised: now,
+            forgiven: false,
+            shown,
+            shown_membership,
+        };
+        raft.promised = raft.deadline();
+        Ok(raft)
     }
 
-    /// Takes one input and marks the work that follows. Emits nothing.
+    /// Takes one input and marks the work that follows. Emits nothing; cheap.
+    ///
+    /// # Panics
+    /// If the driver reports what cannot be: a write durable that was never given out, or an entry
+    /// applied that was never handed over. No message of a peer makes it panic.
     pub fn step(&mut self, now: Micros, input: Input) {
-        self.now = self.now.max(now);
-        drop(input);
+        self.common.now = self.common.now.max(now);
+        match input {
+            Input::Message(envelope) => self.on_message(envelope),
+            Input::Propose { ticket, commands } => match &mut self.role {
+                Role::Leader(leader) => leader.on_propose(&mut self.common, ticket, commands),
+                Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) => {
+                    let hint = self.leader();
+                    self.common.reject(ticket, Reject::NotLeader { hint });
+                }
+                Role::Halted => self.common.reject(ticket, Reject::Halted),
+            },
+            Input::Read { ticket } => self.on_read(ticket),
+            Input::Timer => self.on_timer(),
+            Input::Persisted { upto } => {
+                self.common.writer.persisted(upto);
+                self.count_votes();
+            }
+            Input::PersistFailed => self.halt(FatalError::PersistFailed),
+            Input::Applied { upto } => {
+                self.common.apply.on_applied(upto);
+                let (applied, last) = (self.common.apply.applied, self.common.log.last().index);
+                self.common.unapplied.applied(applied, last);
+            }
+            Input::Fetched { id, result } => self.on_fetched(id, result),
+            Input::PeerUnreachable(id) => {
+                if let Role::Leader(leader) = &mut self.role {
+                    leader.on_unreachable(&self.common, id);
+                }
+            }
+        }
     }
 
-    /// Turns the marked work into the fewest effects.
+    /// Turns the marked work into the fewest effects: at most one write, one message for each free
+    /// place in a peer's window, one batch to apply. A second call right after emits nothing.
     pub fn flush(&mut self, now: Micros, out: &mut Effects) {
-        self.now = self.now.max(now);
-        _ = out.len();
+        self.common.now = self.common.now.max(now);
+        if !matches!(self.role, Role::Halted) {
+            self.common.log.seal();
+            self.advance_leader();
+            self.common.flush_write(out);
+            match &mut self.role {
+                Role::Leader(leader) => leader.flush(&mut self.common, out),
+                Role::Follower(follower) => follower.flush(&mut self.common),
+                Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {}
+            }
+            self.common.outbox.flush(self.common.ballot, &self.common.writer, out);
+        }
+        self.common.flush_replies(out);
+        if !matches!(self.role, Role::Halted) {
+            self.common.flush_apply(out);
+            self.common.evict();
+        }
+        self.flush_changes(out);
+        self.promised = self.deadline();
     }
 
-    /// When [`Input::Timer`] is due.
+    /// When [`Input::Timer`] is due. Never in the past for long: a due timer that was reported
+    /// moves it.
     #[must_use]
     pub fn deadline(&self) -> Micros {
-        self.now.after(self.config.election_min)
+        let role = match &self.role {
+            Role::Follower(follower) => follower.deadline(),
+            Role::PreCandidate(trial) => trial.retry_at,
+            Role::Candidate(real) => real.retry_at,
+            Role::Leader(leader) => leader.deadline(),
+            Role::Halted => return Micros(u64::MAX),
+        };
+        self.common.apply.retry_at().map_or(role, |retry| retry.min(role))
     }
 
     /// What can be seen from outside.
     #[must_use]
     pub fn status(&self) -> Status<'_> {
-        let (membership_at, membership) = &self.recovered.memberships[0];
+        let common = &self.common;
+        let (membership_at, membership) = common.log.membership();
+        let (peers, waiting_reads) = match &self.role {
+            Role::Leader(leader) => {
+                (leader.peers().iter().map(|peer| peer.status()).collect(), leader.waiting_reads())
+            }
+            Role::Follower(follower) => (alloc::vec::Vec::new(), follower.waiting_reads()),
+            Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {
+                (alloc::vec::Vec::new(), 0)
+            }
+        };
+        let mut counters = common.counters;
+        counters.overflowed_messages += common.outbox.overflowed;
         Status {
-            id: self.id,
-            role: RoleKind::Follower,
-            ballot: self.recovered.ballot,
-            leader: None,
-            last: self.recovered.last,
-            durable: self.recovered.last.index,
-            commit: self.recovered.commit_hint,
-            applied: self.recovered.applied,
+            id: common.id,
+            role: self.role.kind(),
+            ballot: common.ballot,
+            leader: self.leader(),
+            last: common.log.last(),
+            durable: common.writer.durable_index(),
+            commit: common.commit,
+            applied: common.apply.applied,
             membership,
-            membership_at: *membership_at,
-            unapplied_bytes: 0,
-            tail_bytes: 0,
-            waiting_reads: 0,
-            gated_messages: 0,
-            oldest_write_at: None,
-            peers: alloc::vec::Vec::new(),
-            counters: Counters::default(),
+            membership_at,
+            unapplied_bytes: common.unapplied.bytes(),
+            tail_bytes: common.log.tail_bytes(),
+            waiting_reads,
+            gated_messages: common.outbox.gated(),
+            oldest_write_at: common.writer.oldest_issued_at(),
+            peers,
+            counters,
         }
     }
 
-    /// Checks what must hold between any two calls. For tests.
+    /// Checks what must hold between any two calls. For tests: it walks over everything in memory.
     ///
     /// # Panics
-    /// If something does not hold.
+    /// If something does not hold, with the numbers.
     pub fn check_invariants(&self) {
-        assert!(self.recovered.applied >= LogIndex(0), "the applied index is a number");
+        self.common.check_invariants();
+        match &self.role {
+            Role::Leader(leader) => leader.check_invariants(&self.common),
+            Role::Follower(follower) => follower.check_invariants(&self.common),
+            Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {}
+        }
+    }
+
+    fn on_message(&mut self, envelope: Envelope) {
+        let Envelope { from, to, term, msg } = envelope;
+        if matches!(self.role, Role::Halted) {
+            return;
+        }
+        if to != self.common.id || from == self.common.id {
+            self.common.counters.invalid_messages += 1;
+            return;
+        }
+        let current = term == self.common.term();
+        match msg {
+            Message::Append { prev, entries, commit, probe, sent_at, read } => {
+                self.on_append(crate::role::Append {
+                    from,
+                    term,
+                    prev,
+                    entries,
+                    commit,
+                    probe,
+                    sent_at,
+                    read,
+                });
+            }
+            Message::AppendOk { matched, probe, echo, read } => {
+                if let Role::Leader(leader) = &mut self.role
+                    && current
+                {
+                    leader.on_ok(&mut self.common, Answer { from, probe, echo, read }, matched);
+                }
+            }
+            Message::AppendReject { probe, hint, echo, read } => {
+                if term > self.common.term() {
+                    self.adopt_higher_term(from, term);
+                } else if let Role::Leader(leader) = &mut self.role
+                    && current
+                {
+                    leader.on_reject(&mut self.common, Answer { from, probe, echo, read }, hint);
+                }
+            }
+            Message::Vote { kind, last } => self.on_vote(from, term, kind, last),
+            Message::VoteReply { kind, granted, asked } => {
+                self.on_vote_reply(from, term, kind, granted, asked);
+            }
+            Message::ReadIndex { id } => {
+                if let Role::Leader(leader) = &mut self.role
+                    && current
+                    && self.common.membership().contains(from)
+                {
+                    leader.on_read(&mut self.common, Asker::Peer(from, id));
+                }
+            }
+            Message::ReadIndexReply { id, index } => {
+                if let Role::Follower(follower) = &mut self.role
+                    && current
+                    && follower.leader.is_some_and(|leading| leading.id == from)
+                {
+                    follower.on_read_index(&mut self.common, id, index);
+                }
+            }
+        }
+    }
+
+    fn on_read(&mut self, ticket: Ticket) {
+        match &mut self.role {
+            Role::Leader(leader) => leader.on_read(&mut self.common, Asker::Here(ticket)),
+            Role::Follower(follower) => follower.on_read(&mut self.common, ticket),
+            Role::PreCandidate(_) | Role::Candidate(_) => {
+                self.common.reject(ticket, Reject::NotLeader { hint: None });
+            }
+            Role::Halted => self.common.reject(ticket, Reject::Halted),
+        }
+    }
+
+    fn on_timer(&mut self) {
+        let now = self.common.now;
+        // A pause of the whole process: what would have kept the timers from running out may be
+        // waiting to be read. One more timeout is granted, once, so that a machine that is always
+        // late still holds elections.
+        let half_timeout: Duration = half(self.common.config.election_min);
+        let late = now > self.promised.after(half_timeout);
+        let forgive = late && !self.forgiven;
+        self.forgiven = late;
+        match &mut self.role {
+            Role::Follower(follower) => {
+                follower.expire_reads(&mut self.common);
+                if follower.election_at > now {
+                    return;
+                }
+                let is_voter = self.common.membership().is_voter(self.common.id);
+                if forgive || !is_voter {
+                    follower.restart_timeout(now);
+                } else {
+                    self.start_pre_election();
+                }
+            }
+            Role::PreCandidate(trial) if trial.retry_at <= now => self.start_pre_election(),
+            Role::Candidate(real) if real.retry_at <= now => self.start_pre_election(),
+            Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {}
+            Role::Leader(leader) => {
+                if leader.on_timer(&self.common, forgive) {
+                    self.step_down_without_quorum();
+                }
+            }
+        }
+    }
+
+    fn on_fetched(&mut self, id: FetchId, result: Result<Arc<[Entry]>, FetchFailed>) {
+        let awaited = match &self.role {
+            Role::Leader(leader) => leader.awaits(id),
+            Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) => None,
+            Role::Halted => return,
+        };
+        let Some(lo) = awaited.or_else(|| self.common.apply.awaits(id)) else {
+            // The role that asked is gone; its log may have changed since.
+            return;
+        };
+        let entries = match result {
+            Ok(entries) if !entries.is_empty() => Some(entries),
+            Ok(_) | Err(FetchFailed::Unavailable) => None,
+        };
+        if let Some(entries) = &entries
+            && let Err(error) = self.common.check_fetched(lo, entries)
+        {
+            self.halt(error);
+            return;
+        }
+        let retry = self.common.now.after(self.common.config.heartbeat);
+        if let Role::Leader(leader) = &mut self.role {
+            leader.on_fetched(id, entries.as_ref(), retry);
+        }
+        self.common.apply.on_fetched(id, entries, retry);
+    }
+
+    /// Reports what changed for the whole node since the last flush.
+    fn flush_changes(&mut self, out: &mut Effects) {
+        let now =
+            RoleChange { role: self.role.kind(), term: self.common.term(), leader: self.leader() };
+        if now != self.shown {
+            self.shown = now;
+            out.push(Effect::Role(now));
+        }
+        let membership = self.common.membership();
+        if !Arc::ptr_eq(membership, &self.shown_membership) {
+            self.shown_membership = Arc::clone(membership);
+            out.push(Effect::MembershipEffective(Arc::clone(membership)));
+        }
+        if let Some(error) = self.fatal.take() {
+            out.push(Effect::Fatal(error));
+        }
     }
 }

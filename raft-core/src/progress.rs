@@ -1,0 +1,271 @@
+//! What a leader knows of one peer, and how it sends entries to it.
+//!
+//! ```text
+//!             any success up to the probed position
+//!   ┌───────┐ ─────────────────────────────────────► ┌───────────┐
+//!   │ Probe │    one message, then wait              │ Replicate │  a window of messages and bytes
+//!   └───────┘ ◄───────────────────────────────────── └───────────┘
+//!             rejection of a message in the window, or the peer is unreachable
+//! ```
+//!
+//! Every message has a [`ProbeId`]. A rejection counts only if it answers the probe that is awaited
+//! or a message still in the window; any other is late and shows no more than that the peer lives.
+//! Successes are cumulative and always true, whatever they answer.
+//!
+//! Messages may be lost. Heartbeats are what finds out: an answer to a message sent after the
+//! oldest unanswered one shows that the latter is lost or not yet durable over there, and brings
+//! one empty message, at most one per heartbeat, whose answer tells which.
+//!
+//! Invariant: `matched < next`, and everything in the window lies between them.
+
+use alloc::{collections::VecDeque, sync::Arc};
+
+use crate::{Entry, FetchId, FlowKind, LogIndex, Micros, NodeId, PeerStatus, ProbeId, ReadSeq};
+
+/// A peer in the eyes of its leader.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    pub(crate) id: NodeId,
+    /// Up to here the peer's log is equal to the leader's and on its disk.
+    pub(crate) matched: LogIndex,
+    /// The commit index it was told last.
+    pub(crate) sent_commit: LogIndex,
+    /// When the newest message that it answered was sent.
+    pub(crate) answered_at: Micros,
+    /// The highest read round it gave back.
+    pub(crate) acked_read: ReadSeq,
+    pub(crate) flow: Flow,
+    pub(crate) fetch: Fetch,
+}
+
+/// How entries are sent.
+#[derive(Debug)]
+pub(crate) enum Flow {
+    /// Where the logs part is not known: one message at a time.
+    Probe(Probe),
+    /// Optimistically, within a window.
+    Replicate(Replicate),
+}
+
+/// The search for the last common entry.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    pub(crate) next: LogIndex,
+    /// The message whose answer is awaited, and when it was sent. Without a name, nothing was sent,
+    /// but a sign of life is awaited first.
+    pub(crate) awaited: Option<(Option<ProbeId>, Micros)>,
+    /// The next probe carries no entries, since the last one was perhaps lost with them.
+    pub(crate) bare: bool,
+}
+
+/// The window.
+#[derive(Debug)]
+pub(crate) struct Replicate {
+    pub(crate) next: LogIndex,
+    pub(crate) inflight: VecDeque<Inflight>,
+    pub(crate) inflight_bytes: usize,
+    /// An empty message that asks whether what was sent has arrived.
+    pub(crate) check: Option<ProbeId>,
+    pub(crate) check_due: bool,
+    /// No further check before this.
+    pub(crate) check_after: Micros,
+}
+
+/// An unanswered message with entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inflight {
+    pub(crate) last: LogIndex,
+    pub(crate) bytes: usize,
+    pub(crate) probe: ProbeId,
+    pub(crate) sent_at: Micros,
+}
+
+/// Old entries on their way from the disk.
+#[derive(Debug)]
+pub(crate) enum Fetch {
+    /// None wanted.
+    Idle,
+    /// Asked for.
+    Loading {
+        /// The request.
+        id: FetchId,
+        /// From this index.
+        lo: LogIndex,
+    },
+    /// Here, to be used at the next flush.
+    Loaded(Arc<[Entry]>),
+    /// Could not be loaded; ask again after this.
+    RetryAfter(Micros),
+}
+
+impl Progress {
+    /// A peer of which nothing is known but that the leader's log ends before `next`.
+    pub(crate) const fn new(id: NodeId, next: LogIndex, now: Micros) -> Self {
+        Self {
+            id,
+            matched: LogIndex(0),
+            sent_commit: LogIndex(0),
+            answered_at: now,
+            acked_read: ReadSeq(0),
+            flow: Flow::Probe(Probe { next, awaited: None, bare: false }),
+            fetch: Fetch::Idle,
+        }
+    }
+
+    /// The next index to send.
+    pub(crate) const fn next(&self) -> LogIndex {
+        match &self.flow {
+            Flow::Probe(probe) => probe.next,
+            Flow::Replicate(window) => window.next,
+        }
+    }
+
+    /// The peer's log is equal up to `matched`, durably; it answered a message sent at `echo`.
+    pub(crate) fn on_ok(&mut self, matched: LogIndex, echo: Micros, now: Micros) {
+        self.matched = self.matched.max(matched);
+        let matched = self.matched;
+        match &mut self.flow {
+            Flow::Probe(probe) => {
+                if matched.next() >= probe.next {
+                    self.flow = Flow::Replicate(Replicate {
+                        next: matched.next(),
+                        inflight: VecDeque::new(),
+                        inflight_bytes: 0,
+                        check: None,
+                        check_due: false,
+                        check_after: now,
+                    });
+                } else {
+                    probe.repeat_if_lost(echo);
+                }
+            }
+            Flow::Replicate(window) => {
+                while let Some(oldest) = window.inflight.front()
+                    && oldest.last <= matched
+                {
+                    window.inflight_bytes -= oldest.bytes;
+                    window.inflight.pop_front();
+                }
+                window.next = window.next.max(matched.next());
+                window.check_if_lost(echo, now);
+            }
+        }
+    }
+
+    /// The peer has no entry at the position before those of message `probe`. By its hint and the
+    /// leader's own log, `next` is the first index on which the logs may differ.
+    pub(crate) fn on_reject(&mut self, id: ProbeId, next: LogIndex, echo: Micros) {
+        let lowest = self.matched.next();
+        match &mut self.flow {
+            Flow::Probe(probe) => {
+                let awaited = probe.awaited.is_some_and(|(awaited, _)| awaited == Some(id));
+                if awaited && probe.next > lowest {
+                    // Always further down, so the search ends whatever the peer says.
+                    let next = next.clamp(lowest, probe.next.prev());
+                    *probe = Probe { next, awaited: None, bare: false };
+                } else {
+                    probe.repeat_if_lost(echo);
+                }
+            }
+            Flow::Replicate(window) => {
+                let sent = window.inflight.iter().any(|message| message.probe == id);
+                if sent || window.check == Some(id) {
+                    let next = next.clamp(lowest, window.next);
+                    self.flow = Flow::Probe(Probe { next, awaited: None, bare: false });
+                    self.sent_commit = LogIndex(0);
+                }
+            }
+        }
+    }
+
+    /// Messages to the peer are being dropped. Nothing is sent but heartbeats until it answers one.
+    pub(crate) fn on_unreachable(&mut self, now: Micros) {
+        let next = match &self.flow {
+            Flow::Probe(probe) => probe.next,
+            Flow::Replicate(_) => self.matched.next(),
+        };
+        self.flow = Flow::Probe(Probe { next, awaited: Some((None, now)), bare: true });
+        self.sent_commit = LogIndex(0);
+    }
+
+    /// The entries of request `id` came, or not.
+    pub(crate) fn on_fetched(&mut self, id: FetchId, entries: Option<Arc<[Entry]>>, retry: Micros) {
+        if let Fetch::Loading { id: awaited, .. } = self.fetch
+            && awaited == id
+        {
+            self.fetch = entries.map_or(Fetch::RetryAfter(retry), Fetch::Loaded);
+        }
+    }
+
+    pub(crate) fn status(&self) -> PeerStatus {
+        let (flow, inflight_messages, inflight_bytes) = match &self.flow {
+            Flow::Probe(_) => (FlowKind::Probe, 0, 0),
+            Flow::Replicate(window) => {
+                (FlowKind::Replicate, window.inflight.len(), window.inflight_bytes)
+            }
+        };
+        PeerStatus {
+            id: self.id,
+            flow,
+            matched: self.matched,
+            next: self.next(),
+            inflight_messages,
+            inflight_bytes,
+            answered_at: self.answered_at,
+        }
+    }
+
+    pub(crate) fn check_invariants(&self, last: LogIndex, max_messages: usize) {
+        let Self { id, matched, .. } = *self;
+        let next = self.next();
+        assert!(
+            matched < next && next <= last.next(),
+            "{id}: matched {matched}, next {next}, last {last}"
+        );
+        if let Flow::Replicate(window) = &self.flow {
+            let bytes: usize = window.inflight.iter().map(|message| message.bytes).sum();
+            assert!(
+                bytes == window.inflight_bytes,
+                "{id}: {bytes} bytes in flight, {} counted",
+                window.inflight_bytes
+            );
+            assert!(
+                window.inflight.len() <= max_messages,
+                "{id}: {} messages in flight",
+                window.inflight.len()
+            );
+            let mut previous = matched;
+            for message in &window.inflight {
+                assert!(
+                    message.last > previous && message.last < next,
+                    "{id}: in flight up to {} after {previous}, next {next}",
+                    message.last
+                );
+                previous = message.last;
+            }
+        }
+    }
+}
+
+impl Probe {
+    /// The peer answered what was sent after the probe, but not the probe: send another, without entries.
+    fn repeat_if_lost(&mut self, echo: Micros) {
+        if self.awaited.is_some_and(|(_, sent_at)| sent_at < echo) {
+            self.awaited = None;
+            self.bare = true;
+        }
+    }
+}
+
+impl Replicate {
+    /// Whether one more message may leave.
+    pub(crate) fn has_room(&self, max_messages: usize, max_bytes: usize) -> bool {
+        self.inflight.len() < max_messages
+            && (self.inflight_bytes < max_bytes || self.inflight.is_empty())
+    }
+
+    fn check_if_lost(&mut self, echo: Micros, now: Micros) {
+        let overdue = self.inflight.front().is_some_and(|oldest| oldest.sent_at < echo);
+        self.check_due = overdue && now >= self.check_after;
+    }
+}

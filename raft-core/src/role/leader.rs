@@ -1,0 +1,454 @@
+//! The leader: appends, replicates, commits, confirms reads, and gives up when no quorum answers.
+//!
+//! Invariants
+//! 1. A leader never removes or rewrites an entry of its own log (Raft §5.3).
+//! 2. The commit index moves only to an entry of the leader's own term (Raft §5.4.2).
+//! 3. A leader counts itself only up to its durable index, also when it is alone; its messages
+//!    need not wait for its disk (thesis §10.2.1).
+//! 4. When its disk stalls a leader falls silent altogether, so that the others replace it.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use super::{Patience, earliest};
+use crate::{
+    Body, Effect, Effects, Entry, Envelope, FetchFor, FetchId, LogIndex, LogPos, Message, Micros,
+    NodeId, Outcome, ProbeId, ReadSeq, Reject, Ticket,
+    codec::ENTRY_HEADER_BYTES,
+    common::Common,
+    progress::{Fetch, Flow, Inflight, Progress},
+    raft::Raft,
+    read_index::{Asker, ReadQueue},
+    role::Role,
+};
+
+/// What only a leader has.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    /// The first entry of its term. Reads are served from there on at the earliest: only then is
+    /// everything that earlier terms committed known to be committed (Raft §8).
+    first_own: LogIndex,
+    /// By id.
+    peers: Vec<Progress>,
+    heartbeat_at: Micros,
+    heartbeat_due: bool,
+    quorum_check_at: Micros,
+    reads: ReadQueue,
+    last_probe: ProbeId,
+}
+
+/// An answer of a peer, as far as all answers are alike.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer {
+    pub(crate) from: NodeId,
+    pub(crate) probe: ProbeId,
+    pub(crate) echo: Micros,
+    pub(crate) read: ReadSeq,
+}
+
+impl Leader {
+    /// Begins to lead, with an empty entry (Raft §8).
+    pub(crate) fn new(common: &mut Common) -> Self {
+        assert!(
+            common.ballot.voted_for == Some(common.id),
+            "{} leads with the ballot {:?}",
+            common.id,
+            common.ballot
+        );
+        let now = common.now;
+        let next = common.log.last().index.next();
+        let id = common.id;
+        let others = common.membership().nodes().keys().filter(|node| **node != id);
+        let peers = others.map(|node| Progress::new(*node, next, now)).collect();
+        let first_own = common.append_own(Body::Noop).index;
+        Self {
+            first_own,
+            peers,
+            heartbeat_at: now.after(common.config.heartbeat),
+            heartbeat_due: false,
+            quorum_check_at: now.after(common.config.election_min),
+            reads: ReadQueue::default(),
+            last_probe: ProbeId(0),
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Micros {
+        earliest([Some(self.heartbeat_at), Some(self.quorum_check_at)])
+    }
+
+    pub(crate) fn peers(&self) -> &[Progress] {
+        &self.peers
+    }
+
+    pub(crate) fn waiting_reads(&self) -> usize {
+        self.reads.len()
+    }
+
+    /// Appends `commands`, all or none.
+    pub(crate) fn on_propose(
+        &mut self,
+        common: &mut Common,
+        ticket: Ticket,
+        commands: Vec<bytes::Bytes>,
+    ) {
+        let Ok(count) = u32::try_from(commands.len()) else {
+            common.reject(ticket, Reject::Overloaded);
+            return;
+        };
+        if count == 0 {
+            common.reject(ticket, Reject::Empty);
+            return;
+        }
+        let bytes: usize = commands.iter().map(|command| ENTRY_HEADER_BYTES + command.len()).sum();
+        let standing = common.unapplied.bytes();
+        if standing > 0 && standing + bytes > common.config.max_unapplied_bytes {
+            common.reject(ticket, Reject::Overloaded);
+            return;
+        }
+        let mut first = None;
+        let mut last = LogIndex(0);
+        for command in commands {
+            let pos = common.append_own(Body::Command(command));
+            first.get_or_insert(pos);
+            last = pos.index;
+        }
+        if let Some(first) = first {
+            common.remember_ticket(last, ticket);
+            common.reply(ticket, Outcome::Appended { first, count });
+        }
+    }
+
+    /// Takes a read to be confirmed.
+    pub(crate) fn on_read(&mut self, common: &mut Common, asker: Asker) {
+        if self.reads.len() < common.config.max_waiting_reads {
+            self.reads.add(asker, common.commit.max(self.first_own));
+            return;
+        }
+        match asker {
+            Asker::Here(ticket) => common.reject(ticket, Reject::Overloaded),
+            // The follower's question runs out of time.
+            Asker::Peer(_, _) => common.counters.overflowed_messages += 1,
+        }
+    }
+
+    /// Takes a success: the peer's log is equal up to `matched`, durably.
+    pub(crate) fn on_ok(&mut self, common: &mut Common, answer: Answer, matched: LogIndex) {
+        let possible = matched <= common.log.last().index;
+        if let Some(peer) = self.answered(common, answer, possible) {
+            peer.on_ok(matched, answer.echo, common.now);
+        }
+    }
+
+    /// Takes a rejection: the peer's log may be equal up to `hint` at most.
+    pub(crate) fn on_reject(&mut self, common: &mut Common, answer: Answer, hint: LogPos) {
+        // By term, on both sides: one round trip for each term that differs, not for each entry.
+        let next = common.log.hint(hint).index.next();
+        if let Some(peer) = self.answered(common, answer, true) {
+            peer.on_reject(answer.probe, next, answer.echo);
+        }
+    }
+
+    /// Notes that a peer lives. `None` if it is none, or says what cannot be.
+    fn answered(
+        &mut self,
+        common: &mut Common,
+        answer: Answer,
+        possible: bool,
+    ) -> Option<&mut Progress> {
+        let Answer { from, probe, echo, read } = answer;
+        let sane = possible
+            && echo <= common.now
+            && read <= self.reads.issued()
+            && probe <= self.last_probe;
+        if !sane {
+            common.counters.invalid_messages += 1;
+            return None;
+        }
+        let peer = self.peers.iter_mut().find(|peer| peer.id == from)?;
+        peer.answered_at = peer.answered_at.max(echo);
+        peer.acked_read = peer.acked_read.max(read);
+        Some(peer)
+    }
+
+    pub(crate) fn on_unreachable(&mut self, common: &Common, id: NodeId) {
+        if let Some(peer) = self.peers.iter_mut().find(|peer| peer.id == id) {
+            peer.on_unreachable(common.now);
+        }
+    }
+
+    /// Whether a peer awaits request `id`, and from which index on.
+    pub(crate) fn awaits(&self, id: FetchId) -> Option<LogIndex> {
+        self.peers.iter().find_map(|peer| match peer.fetch {
+            Fetch::Loading { id: awaited, lo } if awaited == id => Some(lo),
+            Fetch::Idle | Fetch::Loading { .. } | Fetch::Loaded(_) | Fetch::RetryAfter(_) => None,
+        })
+    }
+
+    pub(crate) fn on_fetched(
+        &mut self,
+        id: FetchId,
+        entries: Option<&Arc<[Entry]>>,
+        retry: Micros,
+    ) {
+        for peer in &mut self.peers {
+            peer.on_fetched(id, entries.cloned(), retry);
+        }
+    }
+
+    /// Does what is due by time. `true` if no quorum has answered for too long.
+    #[must_use]
+    pub(crate) fn on_timer(&mut self, common: &Common, forgive: bool) -> bool {
+        let now = common.now;
+        if self.heartbeat_at <= now {
+            self.heartbeat_at = now.after(common.config.heartbeat);
+            self.heartbeat_due = true;
+        }
+        if self.quorum_check_at > now {
+            return false;
+        }
+        self.quorum_check_at = now.after(common.config.election_min);
+        let heard = common.membership().quorum_value(|voter| {
+            let peer = self.peers.iter().find(|peer| peer.id == voter);
+            if voter == common.id { Some(now) } else { peer.map(|peer| peer.answered_at) }
+        });
+        !forgive && heard.after(common.config.election_min) < now
+    }
+
+    /// Commits and confirms what a quorum has answered.
+    pub(crate) fn advance(&mut self, common: &mut Common) {
+        let (id, durable) = (common.id, common.writer.durable_index());
+        let membership = Arc::clone(common.membership());
+        let find = |voter| self.peers.iter().find(|peer| peer.id == voter);
+        let held = membership.quorum_value(|voter| {
+            if voter == id { Some(durable) } else { find(voter).map(|peer| peer.matched) }
+        });
+        if held > common.commit && common.log.term_at(held) == Some(common.term()) {
+            common.commit_to(held);
+        }
+        let issued = self.reads.issued();
+        let confirmed = membership.quorum_value(|voter| {
+            if voter == id { Some(issued) } else { find(voter).map(|peer| peer.acked_read) }
+        });
+        self.reads.confirm(confirmed);
+        while let Some(read) = self.reads.pop_confirmed() {
+            let index = read.index;
+            match read.asker {
+                Asker::Here(ticket) => common.read_ready(ticket, index),
+                Asker::Peer(peer, question) => {
+                    let msg = Message::ReadIndexReply { id: question, index };
+                    common.outbox.send(peer, common.term(), msg);
+                }
+            }
+        }
+    }
+
+    /// Sends every peer what it can use.
+    pub(crate) fn flush(&mut self, common: &mut Common, out: &mut Effects) {
+        let heartbeat = core::mem::take(&mut self.heartbeat_due);
+        if common.is_stalled() {
+            return;
+        }
+        let round = self.reads.round_due();
+        if heartbeat || round {
+            self.reads.announce();
+        }
+        let read = self.reads.issued();
+        let mut sender = Sender { read, last_probe: self.last_probe, out };
+        for peer in &mut self.peers {
+            let mut spoken = sender.replicate(common, peer);
+            let idle_commit = common.commit.min(peer.next().prev());
+            if !spoken && wants_commit(peer, idle_commit) {
+                // Nothing more will leave for a while: tell what is committed, so that it is applied.
+                let prev = common.log.position(peer.next().prev());
+                sender.append(common, peer, prev, None);
+                peer.sent_commit = idle_commit;
+                spoken = true;
+            }
+            let asked = round && common.membership().is_voter(peer.id);
+            if heartbeat || (asked && !spoken) {
+                // What the peer has for certain: the answer is a success that waits for no disk.
+                let prev = common.log.position(peer.matched);
+                sender.append(common, peer, prev, None);
+            }
+        }
+        self.last_probe = sender.last_probe;
+    }
+
+    /// The role ends.
+    pub(crate) fn close(mut self, common: &mut Common, why: Reject) {
+        common.forget_uncommitted_tickets();
+        for read in self.reads.take_all() {
+            match read.asker {
+                Asker::Here(ticket) => common.reject(ticket, why),
+                // The follower sees the leader change, or its question runs out of time.
+                Asker::Peer(_, _) => {}
+            }
+        }
+    }
+
+    pub(crate) fn check_invariants(&self, common: &Common) {
+        let last = common.log.last().index;
+        assert!(
+            common.log.term_at(self.first_own) == Some(common.term()),
+            "the first own entry {} has the term {:?}",
+            self.first_own,
+            common.log.term_at(self.first_own)
+        );
+        for peer in &self.peers {
+            peer.check_invariants(last, common.config.max_inflight_messages);
+        }
+        assert!(
+            self.reads.len() <= common.config.max_waiting_reads,
+            "{} reads wait",
+            self.reads.len()
+        );
+    }
+}
+
+/// Whether the peer waits for nothing but a higher commit index.
+fn wants_commit(peer: &Progress, commit: LogIndex) -> bool {
+    match &peer.flow {
+        Flow::Replicate(window) => window.inflight.is_empty() && peer.sent_commit < commit,
+        Flow::Probe(_) => false,
+    }
+}
+
+/// Emits append messages, each with a name of its own.
+struct Sender<'a> {
+    read: ReadSeq,
+    last_probe: ProbeId,
+    out: &'a mut Effects,
+}
+
+impl Sender<'_> {
+    /// Sends what the flow to `peer` admits. Whether anything left.
+    fn replicate(&mut self, common: &mut Common, peer: &mut Progress) -> bool {
+        let last = common.log.last().index;
+        let config = &common.config;
+        let (max_bytes, max_messages) = (config.max_append_bytes, config.max_inflight_messages);
+        let max_inflight_bytes = config.max_inflight_bytes;
+        let mut spoken = false;
+        if let Flow::Probe(probe) = &peer.flow {
+            if probe.awaited.is_some() {
+                return false;
+            }
+            let (next, bare) = (probe.next, probe.bare);
+            let slice = if bare { None } else { common.log.slice(next, last, max_bytes) };
+            let entries = slice.map(|slice| slice.entries);
+            common.counters.probes += 1;
+            let prev = common.log.position(next.prev());
+            let id = self.append(common, peer, prev, entries);
+            if let Flow::Probe(probe) = &mut peer.flow {
+                probe.awaited = Some((Some(id), common.now));
+            }
+            return true;
+        }
+        while let Flow::Replicate(window) = &peer.flow
+            && window.next <= last
+            && window.has_room(max_messages, max_inflight_bytes)
+        {
+            let next = window.next;
+            let Some((entries, bytes)) = self.take_entries(common, peer, next, last) else { break };
+            let sent_last = LogIndex(next.0 + entries.len() as u64 - 1);
+            let prev = common.log.position(next.prev());
+            let probe = self.append(common, peer, prev, Some(entries));
+            peer.sent_commit = peer.sent_commit.max(common.commit.min(sent_last));
+            if let Flow::Replicate(window) = &mut peer.flow {
+                let sent_at = common.now;
+                window.inflight.push_back(Inflight { last: sent_last, bytes, probe, sent_at });
+                window.inflight_bytes += bytes;
+                window.next = sent_last.next();
+                window.check_due = false;
+            }
+            spoken = true;
+        }
+        if let Flow::Replicate(window) = &peer.flow
+            && window.check_due
+        {
+            let prev = common.log.position(window.next.prev());
+            let id = self.append(common, peer, prev, None);
+            let heartbeat = common.config.heartbeat;
+            if let Flow::Replicate(window) = &mut peer.flow {
+                window.check = Some(id);
+                window.check_due = false;
+                window.check_after = common.now.after(heartbeat);
+            }
+            spoken = true;
+        }
+        spoken
+    }
+
+    /// Entries from `next` on: from memory, or loaded before; else asks for them.
+    fn take_entries(
+        &mut self,
+        common: &mut Common,
+        peer: &mut Progress,
+        next: LogIndex,
+        last: LogIndex,
+    ) -> Option<(Arc<[Entry]>, usize)> {
+        let max_bytes = common.config.max_append_bytes;
+        match &peer.fetch {
+            Fetch::Loaded(entries) => {
+                let entries = Arc::clone(entries);
+                peer.fetch = Fetch::Idle;
+                if entries.first().is_some_and(|entry| entry.pos.index == next) {
+                    let bytes = entries.iter().map(crate::codec::encoded_len).sum();
+                    return Some((entries, bytes));
+                }
+            }
+            Fetch::Loading { lo, .. } if *lo == next => return None,
+            Fetch::RetryAfter(at) if *at > common.now => return None,
+            Fetch::Idle | Fetch::Loading { .. } | Fetch::RetryAfter(_) => {}
+        }
+        if let Some(slice) = common.log.slice(next, last, max_bytes) {
+            peer.fetch = Fetch::Idle;
+            return Some((slice.entries, slice.bytes));
+        }
+        common.next_fetch = FetchId(common.next_fetch.0 + 1);
+        let id = common.next_fetch;
+        let hi = last.min(common.log.first_in_memory().prev());
+        peer.fetch = Fetch::Loading { id, lo: next };
+        let purpose = FetchFor::Peer(peer.id);
+        self.out.push(Effect::FetchLog { id, purpose, lo: next, hi, max_bytes });
+        None
+    }
+
+    /// Sends one append message and returns its name.
+    fn append(
+        &mut self,
+        common: &Common,
+        peer: &Progress,
+        prev: Option<LogPos>,
+        entries: Option<Arc<[Entry]>>,
+    ) -> ProbeId {
+        self.last_probe = ProbeId(self.last_probe.0 + 1);
+        let prev = prev.unwrap_or_default();
+        let entries = entries.unwrap_or_else(|| Arc::clone(&common.no_entries));
+        let shown = LogIndex(prev.index.0 + entries.len() as u64);
+        let msg = Message::Append {
+            prev,
+            entries,
+            commit: common.commit.min(shown),
+            probe: self.last_probe,
+            sent_at: common.now,
+            read: self.read,
+        };
+        let term = common.term();
+        self.out.push(Effect::Send(Envelope { from: common.id, to: peer.id, term, msg }));
+        self.last_probe
+    }
+}
+
+impl Raft {
+    /// No quorum has answered: the leader gives up, and its heartbeats end with the role.
+    pub(crate) fn step_down_without_quorum(&mut self) {
+        self.common.counters.quorum_lost += 1;
+        self.become_follower(self.common.term(), None, Patience::Full);
+    }
+
+    /// The leader's part of [`Raft::flush`](Raft::flush) before the write is given out.
+    pub(crate) fn advance_leader(&mut self) {
+        if let Role::Leader(leader) = &mut self.role {
+            leader.advance(&mut self.common);
+        }
+    }
+}

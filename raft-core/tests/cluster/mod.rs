@@ -1,0 +1,423 @@
+//! A cluster in memory: what a driver does, done by hand and in any order, with every step checked.
+//!
+//! Disks, the network and the state machines are plain vectors. Nothing happens by itself: a test
+//! says which message arrives, which write becomes durable, which node crashes. After every flush
+//! the [`Checks`] look at all nodes and all disks.
+
+mod checks;
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+pub(crate) use checks::{Checks, End};
+use raft_core::{
+    Ballot, Body, Config, Effect, Effects, Entry, Envelope, FatalError, FetchId, Input, LogIndex,
+    LogPos, Membership, Micros, NodeId, NodeInfo, PersistSeq, Raft, Recovered, RoleChange,
+    RoleKind, Status, Term, Ticket, WriteOp, codec,
+};
+
+/// What survives a crash.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk {
+    pub(crate) ballot: Ballot,
+    pub(crate) log: Vec<Entry>,
+    pub(crate) commit_hint: LogIndex,
+}
+
+impl Disk {
+    fn write(&mut self, op: &WriteOp) {
+        if let Some(ballot) = op.ballot {
+            self.ballot = ballot;
+        }
+        if let Some(from) = op.truncate_from {
+            self.log.truncate(at(from) - 1);
+        }
+        self.log.extend(op.append.iter().cloned());
+        self.commit_hint = self.commit_hint.max(op.commit_hint);
+    }
+}
+
+/// One node: the core and everything its driver owns.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) raft: Option<Raft>,
+    pub(crate) config: Config,
+    pub(crate) disk: Disk,
+    /// Given out, not durable.
+    pub(crate) writes: VecDeque<WriteOp>,
+    /// The log with all writes given out.
+    pub(crate) written: Vec<Entry>,
+    pub(crate) to_apply: VecDeque<Arc<[Entry]>>,
+    /// Every entry applied, from index 1.
+    pub(crate) state: Vec<Entry>,
+    /// The state machine keeps this many of them over a crash.
+    pub(crate) state_durable: usize,
+    pub(crate) fetches: VecDeque<(FetchId, LogIndex, LogIndex, usize)>,
+    pub(crate) boot: u64,
+    pub(crate) fatal: Option<FatalError>,
+    pub(crate) roles: Vec<RoleChange>,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) network: VecDeque<Envelope>,
+    /// Links that lose everything, by direction.
+    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    pub(crate) now: Micros,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) checks: Checks,
+    /// What was emitted, for whoever wants to read it.
+    pub(crate) journal: Vec<(NodeId, Effect)>,
+    pub(crate) keep_journal: bool,
+    seed: u64,
+    next_ticket: u64,
+}
+
+/// The position of `index` in a vector's terms, counted from 1.
+pub(crate) fn at(index: LogIndex) -> usize {
+    usize::try_from(index.0).expect("test logs are short")
+}
+
+/// The node numbered `id`.
+pub(crate) fn node_id(id: u64) -> NodeId {
+    NodeId::new(id).expect("test nodes are numbered from 1")
+}
+
+/// `count` voters.
+pub(crate) fn voters(count: u64) -> Arc<Membership> {
+    let nodes = (1..=count).map(|id| (node_id(id), NodeInfo::default())).collect();
+    Arc::new(Membership::of_voters(nodes).expect("at least one node"))
+}
+
+/// Entries with the given terms, from index 1. Commands say where they were made.
+pub(crate) fn log_of(terms: &[u64]) -> Vec<Entry> {
+    (1..)
+        .zip(terms)
+        .map(|(index, term)| Entry {
+            pos: LogPos { term: Term(*term), index: LogIndex(index) },
+            body: Body::Command(Bytes::from(format!("entry {index} of term {term}"))),
+        })
+        .collect()
+}
+
+impl Cluster {
+    /// `membership`'s nodes with empty disks, started.
+    pub(crate) fn new(membership: Arc<Membership>, config: &Config, seed: u64) -> Self {
+        let disks = membership.nodes().keys().map(|_| Disk::default()).collect();
+        Self::with_disks(membership, config, seed, disks)
+    }
+
+    /// `membership`'s nodes with what is on `disks`, started.
+    pub(crate) fn with_disks(
+        membership: Arc<Membership>,
+        config: &Config,
+        seed: u64,
+        disks: Vec<Disk>,
+    ) -> Self {
+        let nodes = membership
+            .nodes()
+            .keys()
+            .zip(disks)
+            .map(|(id, disk)| Node {
+                id: *id,
+                raft: None,
+                config: config.clone(),
+                written: disk.log.clone(),
+                disk,
+                writes: VecDeque::new(),
+                to_apply: VecDeque::new(),
+                state: Vec::new(),
+                state_durable: 0,
+                fetches: VecDeque::new(),
+                boot: 0,
+                fatal: None,
+                roles: Vec::new(),
+            })
+            .collect();
+        let mut cluster = Self {
+            nodes,
+            network: VecDeque::new(),
+            cut: BTreeSet::new(),
+            now: Micros(1_000_000),
+            membership,
+            checks: Checks::default(),
+            journal: Vec::new(),
+            keep_journal: false,
+            seed,
+            next_ticket: 0,
+        };
+        for id in cluster.ids() {
+            cluster.checks.adopt_disk(&cluster.nodes[slot(id)].disk.log);
+            cluster.restart(id);
+        }
+        cluster
+    }
+
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
+        self.nodes.iter().map(|node| node.id).collect()
+    }
+
+    pub(crate) fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[slot(id)]
+    }
+
+    pub(crate) fn is_up(&self, id: NodeId) -> bool {
+        self.node(id).raft.is_some()
+    }
+
+    pub(crate) fn status(&self, id: NodeId) -> Status<'_> {
+        self.node(id).raft.as_ref().expect("the node is up").status()
+    }
+
+    /// Nodes that lead, whatever the term.
+    pub(crate) fn leaders(&self) -> Vec<NodeId> {
+        let leads = |id: &NodeId| self.is_up(*id) && self.status(*id).role == RoleKind::Leader;
+        self.ids().into_iter().filter(leads).collect()
+    }
+
+    /// Gives `input` to a node without a flush.
+    pub(crate) fn step(&mut self, id: NodeId, input: Input) {
+        let now = self.now;
+        if let Some(raft) = &mut self.nodes[slot(id)].raft {
+            raft.step(now, input);
+        }
+    }
+
+    /// Flushes a node, performs what it emits as far as nothing has to be waited for, and checks.
+    pub(crate) fn flush(&mut self, id: NodeId) {
+        let mut out = Effects::new();
+        let now = self.now;
+        let Some(raft) = &mut self.nodes[slot(id)].raft else { return };
+        raft.flush(now, &mut out);
+        for effect in out {
+            self.perform(id, effect);
+        }
+        self.checks.after_flush(&self.nodes, id, &self.membership);
+    }
+
+    /// Both.
+    pub(crate) fn input(&mut self, id: NodeId, input: Input) {
+        self.step(id, input);
+        self.flush(id);
+    }
+
+    fn perform(&mut self, id: NodeId, effect: Effect) {
+        if self.keep_journal {
+            self.journal.push((id, effect.clone()));
+        }
+        self.checks.on_effect(&self.nodes, id, &effect);
+        let node = &mut self.nodes[slot(id)];
+        match effect {
+            Effect::Persist(op) => {
+                if let Some(from) = op.truncate_from {
+                    node.written.truncate(at(from) - 1);
+                }
+                node.written.extend(op.append.iter().cloned());
+                node.writes.push_back(op);
+            }
+            Effect::Send(envelope) => {
+                if !self.cut.contains(&(envelope.from, envelope.to)) {
+                    self.network.push_back(envelope);
+                }
+            }
+            Effect::Apply(entries) => node.to_apply.push_back(entries),
+            Effect::FetchLog { id, lo, hi, max_bytes, .. } => {
+                node.fetches.push_back((id, lo, hi, max_bytes));
+            }
+            Effect::Role(change) => node.roles.push(change),
+            Effect::Fatal(error) => node.fatal = Some(error),
+            Effect::ReadReady { .. } | Effect::Reply { .. } | Effect::MembershipEffective(_) => {}
+        }
+    }
+
+    /// Makes the oldest `count` writes of a node durable and says so.
+    pub(crate) fn persist(&mut self, id: NodeId, count: usize) {
+        if let Some(upto) = self.write_disk(id, count) {
+            self.input(id, Input::Persisted { upto });
+        }
+    }
+
+    fn write_disk(&mut self, id: NodeId, count: usize) -> Option<PersistSeq> {
+        let node = &mut self.nodes[slot(id)];
+        let mut upto = None;
+        for op in node.writes.drain(..count.min(node.writes.len())) {
+            node.disk.write(&op);
+            upto = Some(op.seq);
+        }
+        upto
+    }
+
+    /// Applies the oldest batch of a node and says so.
+    pub(crate) fn apply(&mut self, id: NodeId) {
+        let node = &mut self.nodes[slot(id)];
+        if let Some(entries) = node.to_apply.pop_front() {
+            node.state.extend(entries.iter().cloned());
+            let upto = LogIndex(node.state.len() as u64);
+            self.input(id, Input::Applied { upto });
+        }
+    }
+
+    /// Answers the oldest fetch of a node from its disk.
+    pub(crate) fn fetch(&mut self, id: NodeId) {
+        let node = &mut self.nodes[slot(id)];
+        if let Some((fetch, lo, hi, max_bytes)) = node.fetches.pop_front() {
+            let mut bytes = 0;
+            let wanted = &node.disk.log[at(lo) - 1..at(hi)];
+            let fits = |entry: &&Entry| {
+                bytes += codec::encoded_len(entry);
+                entry.pos.index == lo || bytes <= max_bytes
+            };
+            let entries: Arc<[Entry]> = wanted.iter().take_while(fits).cloned().collect();
+            self.input(id, Input::Fetched { id: fetch, result: Ok(entries) });
+        }
+    }
+
+    /// Delivers a message. It is lost if the receiver is down or the link is cut by now.
+    pub(crate) fn deliver(&mut self, envelope: Envelope) {
+        let to = envelope.to;
+        if self.is_up(to) && !self.cut.contains(&(envelope.from, to)) {
+            self.input(to, Input::Message(envelope));
+        }
+    }
+
+    /// Ends a node at once. Of its unfinished writes the oldest `reached` are on disk.
+    pub(crate) fn crash(&mut self, id: NodeId, reached: usize) {
+        let _seq = self.write_disk(id, reached);
+        self.checks.on_crash(id);
+        let node = &mut self.nodes[slot(id)];
+        node.raft = None;
+        node.writes.clear();
+        node.to_apply.clear();
+        node.fetches.clear();
+        node.state.truncate(node.state_durable);
+        node.written = node.disk.log.clone();
+    }
+
+    /// What a node would find on its disk.
+    pub(crate) fn recovered(&self, id: NodeId) -> Recovered {
+        let node = self.node(id);
+        let log = &node.disk.log;
+        let mut terms: Vec<LogPos> = Vec::new();
+        let mut memberships = vec![(LogIndex(0), Arc::clone(&self.membership))];
+        for entry in log {
+            if terms.last().is_none_or(|run| run.term != entry.pos.term) {
+                terms.push(entry.pos);
+            }
+            if let Body::Config(membership) = &entry.body {
+                memberships.push((entry.pos.index, Arc::clone(membership)));
+            }
+        }
+        Recovered {
+            ballot: node.disk.ballot,
+            base: LogPos::default(),
+            terms,
+            last: log.last().map_or(LogPos::default(), |entry| entry.pos),
+            commit_hint: node.disk.commit_hint,
+            applied: LogIndex(node.state.len() as u64),
+            unapplied_bytes: log[node.state.len()..].iter().map(codec::encoded_len).sum(),
+            memberships,
+        }
+    }
+
+    /// Starts a node from its disk.
+    pub(crate) fn restart(&mut self, id: NodeId) {
+        let recovered = self.recovered(id);
+        let (now, seed) = (self.now, self.seed);
+        let node = &mut self.nodes[slot(id)];
+        node.boot += 1;
+        // Another seed for every node and boot, else elections tie.
+        let seed = seed ^ (id.get() << 32) ^ node.boot;
+        let raft = Raft::new(id, node.config.clone(), recovered, seed, now);
+        node.raft = Some(raft.expect("what was written by the core can be started from"));
+        self.checks.on_start(id);
+    }
+
+    /// Proposes commands at a node.
+    pub(crate) fn propose(&mut self, id: NodeId, commands: Vec<Bytes>) -> Ticket {
+        let ticket = self.ticket(id, true);
+        self.input(id, Input::Propose { ticket, commands });
+        ticket
+    }
+
+    /// Asks a node for a read index.
+    pub(crate) fn read(&mut self, id: NodeId) -> Ticket {
+        let ticket = self.ticket(id, false);
+        self.input(id, Input::Read { ticket });
+        ticket
+    }
+
+    /// A ticket of the running boot of a node.
+    pub(crate) fn ticket(&mut self, id: NodeId, is_proposal: bool) -> Ticket {
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        self.checks.on_ticket(ticket, id, is_proposal);
+        ticket
+    }
+
+    /// Lets everything that is under way finish: disks, applies, fetches, messages in order.
+    pub(crate) fn settle(&mut self) {
+        while self.settle_once() {}
+    }
+
+    /// One round of it; whether anything was under way.
+    pub(crate) fn settle_once(&mut self) -> bool {
+        let mut any = false;
+        for id in self.ids() {
+            if !self.is_up(id) {
+                continue;
+            }
+            any |= !self.node(id).writes.is_empty();
+            self.persist(id, usize::MAX);
+            while !self.node(id).fetches.is_empty() {
+                any = true;
+                self.fetch(id);
+            }
+            while !self.node(id).to_apply.is_empty() {
+                any = true;
+                self.apply(id);
+            }
+        }
+        for envelope in core::mem::take(&mut self.network) {
+            any = true;
+            self.deliver(envelope);
+        }
+        any
+    }
+
+    /// Moves time to `until`, firing timers when they are due, in order, and settling after each.
+    pub(crate) fn run_until(&mut self, until: Micros) {
+        loop {
+            self.settle();
+            let due = self.nodes.iter().filter_map(|node| {
+                let raft = node.raft.as_ref()?;
+                Some((raft.deadline(), node.id))
+            });
+            match due.min() {
+                Some((deadline, id)) if deadline <= until => {
+                    self.now = self.now.max(deadline);
+                    self.input(id, Input::Timer);
+                }
+                Some(_) | None => break,
+            }
+        }
+        self.now = self.now.max(until);
+    }
+
+    /// Fires the next timer of one node when it is due.
+    pub(crate) fn timeout(&mut self, id: NodeId) {
+        let deadline = self.node(id).raft.as_ref().map_or(self.now, Raft::deadline);
+        self.now = self.now.max(deadline);
+        self.input(id, Input::Timer);
+    }
+}
+
+/// Where a node stands in the list.
+pub(crate) fn slot(id: NodeId) -> usize {
+    usize::try_from(id.get()).expect("small") - 1
+}

@@ -1,0 +1,5 @@
+//! The tests of the core: transcripts of whole scenarios, the paper's rules, properties, and random
+//! schedules under the invariants. All drive the public interface only.
+
+mod cluster;
+mod invariants;
