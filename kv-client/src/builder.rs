@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 pub struct ClientBuilder {
     endpoints: Vec<String>,
     timeout: Duration,
+    attempt_timeout: Option<Duration>,
     consistency: Consistency,
     connections: usize,
     discover: bool,
@@ -34,6 +35,7 @@ impl ClientBuilder {
         Self {
             endpoints: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
+            attempt_timeout: None,
             consistency: Consistency::Linearizable,
             connections: 1,
             discover: false,
@@ -62,6 +64,14 @@ impl ClientBuilder {
     /// default is [`DEFAULT_TIMEOUT`].
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// How long to wait for one node's answer before another is asked, within a call's timeout. A
+    /// write keeps its tag, so that it still takes effect once. Without it a call leaves a node
+    /// only when that refuses, breaks off or falls silent, which is right for most callers.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = Some(timeout);
         self
     }
 
@@ -149,7 +159,11 @@ impl ClientBuilder {
         let directory = Directory::new(self.endpoints, options);
         Ok(Client::new(
             directory,
-            Settings { timeout: self.timeout, consistency: self.consistency },
+            Settings {
+                timeout: self.timeout,
+                attempt_timeout: self.attempt_timeout,
+                consistency: self.consistency,
+            },
         ))
     }
 }

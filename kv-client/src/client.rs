@@ -39,7 +39,14 @@ struct Inner {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     pub(crate) timeout: Duration,
+    pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) consistency: Consistency,
+}
+
+impl Inner {
+    fn deadline(&self, timeout: Option<Duration>) -> Deadline {
+        Deadline::after(timeout.unwrap_or(self.settings.timeout), self.settings.attempt_timeout)
+    }
 }
 
 impl Client {
@@ -106,7 +113,7 @@ impl Client {
         timeout: Option<Duration>,
     ) -> Result<Response> {
         let inner = &*self.inner;
-        let deadline = Deadline::after(timeout.unwrap_or(inner.settings.timeout));
+        let deadline = inner.deadline(timeout);
         let response = retry::write(&inner.directory, &inner.sessions, operation, deadline).await?;
         inner.seen.observe(revision_of(&response));
         Ok(response)
@@ -118,7 +125,7 @@ impl Client {
         timeout: Option<Duration>,
     ) -> Result<Response> {
         let inner = &*self.inner;
-        let deadline = Deadline::after(timeout.unwrap_or(inner.settings.timeout));
+        let deadline = inner.deadline(timeout);
         let response = retry::read(&inner.directory, request, deadline).await?;
         inner.seen.observe(revision_of(&response));
         Ok(response)

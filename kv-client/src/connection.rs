@@ -53,12 +53,16 @@ const BATCHES_IN_FLIGHT: usize = 4;
 /// A call is given up this long after the last deadline in its batch; the server's own answer to
 /// each deadline should come first.
 const CALL_GRACE: Duration = Duration::from_secs(1);
-/// With calls under way, silence of this length makes the task ask whether the node is there.
-const SILENCE_BEFORE_PING: Duration = Duration::from_millis(500);
-/// Silence of this length, in spite of the ping, ends the connection: the node is frozen or cut off.
-const SILENCE_MAX: Duration = Duration::from_millis(1500);
-/// How often silence is looked at.
+/// How often the task looks whether it has heard anything. Silence is counted in these looks and
+/// not in time, so that a process that was itself stopped for a while does not take its own sleep
+/// for the node's silence.
 const SILENCE_CHECK: Duration = Duration::from_millis(250);
+/// With calls under way, this many silent looks make the task ask whether the node is there.
+const SILENT_BEFORE_PING: u32 = 2;
+/// This many silent looks, in spite of the ping, end the connection: the node is frozen or cut off.
+const SILENT_MAX: u32 = 6;
+/// How long the node may take over its status or a ping.
+const CONTROL_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// What keeps requests apart that must not wait for one another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -297,10 +301,10 @@ async fn perform(client: KvClient, call: Call) -> Done {
             Done::Batch { lane, replies, result }
         }
         Call::Status { reply } => {
-            let result = client.status(context_for(SILENCE_MAX + CALL_GRACE)).await.map(Box::new);
+            let result = client.status(context_for(CONTROL_TIMEOUT)).await.map(Box::new);
             Done::Status { reply, result }
         }
-        Call::Ping => Done::Ping(client.ping(context_for(SILENCE_MAX + CALL_GRACE)).await),
+        Call::Ping => Done::Ping(client.ping(context_for(CONTROL_TIMEOUT)).await),
     }
 }
 
@@ -424,7 +428,7 @@ impl Task {
         let mut closed = false;
         let mut answered = false;
         let mut pinging = false;
-        let mut last_heard = Instant::now();
+        let mut silent = 0;
         let mut silence = tokio::time::interval(SILENCE_CHECK);
         silence.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
@@ -433,7 +437,7 @@ impl Task {
                 if closed {
                     return ServeEnd::Closed;
                 }
-                last_heard = Instant::now();
+                silent = 0;
             }
             if let Some(StatusJob { reply }) = self.held_control.take() {
                 calls.push(perform(client.clone(), Call::Status { reply }));
@@ -455,7 +459,7 @@ impl Task {
             let received = tokio::select! {
                 biased;
                 Some(done) = calls.next(), if !calls.is_empty() => {
-                    last_heard = Instant::now();
+                    silent = 0;
                     match self.finish(done, &mut in_flight, &mut pinging) {
                         Ok(()) => { answered = true; None }
                         Err(failure) => break failure,
@@ -482,11 +486,11 @@ impl Task {
                     None
                 }
                 _ = silence.tick(), if !calls.is_empty() => {
-                    let silent = last_heard.elapsed();
-                    if silent >= SILENCE_MAX {
-                        break format!("no sign of life for {} ms", silent.as_millis());
+                    silent += 1;
+                    if silent >= SILENT_MAX {
+                        break format!("no sign of life for {:?}", SILENCE_CHECK * silent);
                     }
-                    if silent >= SILENCE_BEFORE_PING && !pinging {
+                    if silent >= SILENT_BEFORE_PING && !pinging {
                         pinging = true;
                         calls.push(perform(client.clone(), Call::Ping));
                     }

@@ -44,14 +44,16 @@ const REDIRECTIONS_AT_ONCE: u32 = 3;
 pub(crate) struct Deadline {
     at: Instant,
     timeout: Duration,
+    /// How long one attempt may take, if less.
+    attempt: Option<Duration>,
 }
 
 impl Deadline {
-    pub(crate) fn after(timeout: Duration) -> Self {
+    pub(crate) fn after(timeout: Duration, attempt: Option<Duration>) -> Self {
         let now = Instant::now();
         // A day stands for "for ever"; the clock can't be asked to go further than it can count.
         let at = now + timeout.min(Duration::from_secs(24 * 60 * 60));
-        Self { at, timeout }
+        Self { at, timeout, attempt }
     }
 }
 
@@ -227,7 +229,11 @@ impl<'a> Call<'a> {
                         self.note_unknown(|| format!("no answer from {name}"));
                         self.last = Failure::Waiting { endpoint: endpoint.name() };
                     }
-                    return Err(CallError::Failed(self.final_error()));
+                    if Instant::now() >= self.deadline.at {
+                        return Err(CallError::Failed(self.final_error()));
+                    }
+                    // Only the attempt's own limit: the others may be quicker.
+                    self.elsewhere(position)
                 }
             };
             let pause = match next {
@@ -247,14 +253,12 @@ impl<'a> Call<'a> {
     async fn attempt(&self, endpoint: &Endpoint, request: Request) -> Attempt {
         let ticket = Arc::new(Ticket::default());
         let (reply, answer) = oneshot::channel();
-        let job = Job {
-            request,
-            deadline: self.deadline.at,
-            alone: self.alone,
-            ticket: Arc::clone(&ticket),
-            reply,
+        let deadline = match self.deadline.attempt {
+            Some(attempt) => self.deadline.at.min(Instant::now() + attempt),
+            None => self.deadline.at,
         };
-        let answered = timeout_at(self.deadline.at, async {
+        let job = Job { request, deadline, alone: self.alone, ticket: Arc::clone(&ticket), reply };
+        let answered = timeout_at(deadline, async {
             endpoint.link().submit(self.lane, job).await;
             answer.await
         });

@@ -419,6 +419,22 @@ async fn a_frozen_leader_is_left_for_another_node_with_the_same_tag() -> Result<
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_attempt_limit_moves_a_write_on_with_its_tag() -> Result<()> {
+    let fake = Fake::new(2);
+    let limit = Duration::from_millis(300);
+    let kv = builder(&fake, &[1, 2]).await.attempt_timeout(limit).connect_lazily()?;
+    kv.put("key", "1").await?;
+    fake.script(1, [Act::Never]);
+    let start = Instant::now();
+    kv.put("key", "2").await?;
+    assert_eq!(start.elapsed(), limit);
+    let tags = fake.tags();
+    assert_eq!((tags[1].0, tags[2].0), (1, 2), "first the leader, then the other");
+    assert_eq!(tags[1].1.sequence, tags[2].1.sequence, "the same write");
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_survives_its_nodes_restart() -> Result<()> {
     let fake = Fake::new(1);
     let kv = client(&fake, &[1]).await;
