@@ -10,13 +10,12 @@ use raft_rpc::{
 /// Longest key, in bytes. Not a setting: it is part of the data model.
 pub const KEY_BYTES_MAX: usize = 4096;
 
-/// Limits on what clients send and on what may wait.
+/// Limits on what clients send and on what may wait. What may wait in bytes is a limit of consensus
+/// (`raft_core::Config::max_unapplied_bytes`).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Longest value, in bytes (setting `limits.value`; 1 MiB by default, at most 16 MiB).
     pub value_bytes_max: usize,
-    /// Proposals are refused while the entries that are appended but not applied exceed this, in bytes.
-    pub unapplied_bytes_max: usize,
     /// Proposals are refused while this many callers wait for one.
     pub waiting_proposals_max: usize,
     /// Reads are refused while this many callers wait for a read index.
@@ -31,7 +30,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             value_bytes_max: 1 << 20,
-            unapplied_bytes_max: 64 << 20,
             waiting_proposals_max: 65_536,
             waiting_reads_max: 65_536,
             page_bytes_max: 1 << 20,

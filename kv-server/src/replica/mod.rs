@@ -18,11 +18,14 @@
 //! 2. Every result depends on the inputs, the seed and the bytes on disk alone.
 //! 3. After [`Outputs::fatal`] nothing more comes out; the process has to stop.
 
+mod cluster_clock;
 mod config;
 mod consensus;
+mod flush_policy;
 pub mod io;
 mod open;
 mod peer_pins;
+mod pending;
 mod status;
 
 pub use config::*;

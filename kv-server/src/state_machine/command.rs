@@ -168,6 +168,11 @@ pub fn stamp_of(body: &[u8]) -> Option<u64> {
     body.first_chunk().map(|stamp| u64::from_le_bytes(*stamp))
 }
 
+/// Whether an entry's body is a [`tick`].
+pub(crate) fn is_tick(body: &[u8]) -> bool {
+    body.get(STAMP_BYTES + 1) == Some(&KIND_TICK)
+}
+
 /// Reads an entry's body: the stamp and the command.
 ///
 /// # Errors
