@@ -204,7 +204,7 @@ fn parse_copy(bytes: &[u8]) -> std::result::Result<Parsed, DecodeError> {
 }
 
 /// The file name of a segment.
-pub(crate) fn file_name(number: u64) -> String {
+pub fn file_name(number: u64) -> String {
     format!("{number:016x}.wal")
 }
 
