@@ -18,7 +18,7 @@ use crate::small_file::{self, SmallFileError};
 /// The newest version of the file this program knows.
 pub const IDENTITY_VERSION: u32 = 1;
 
-const FILE: &str = "IDENTITY";
+pub(crate) const IDENTITY_FILE: &str = "IDENTITY";
 const NAME: &str = "kv-server identity";
 
 /// The id of the cluster that begins with `membership`: a 128-bit hash over the list of its nodes with
@@ -177,7 +177,8 @@ impl Identity {
     }
 
     fn read(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Self>, IdentityError> {
-        let Some(mut fields) = small_file::read(vfs, &dir.join(FILE), NAME, IDENTITY_VERSION)?
+        let Some(mut fields) =
+            small_file::read(vfs, &dir.join(IDENTITY_FILE), NAME, IDENTITY_VERSION)?
         else {
             return Ok(None);
         };
@@ -204,7 +205,7 @@ impl Identity {
         };
         small_file::write(
             vfs,
-            &dir.join(FILE),
+            &dir.join(IDENTITY_FILE),
             NAME,
             IDENTITY_VERSION,
             &[

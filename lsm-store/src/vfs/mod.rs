@@ -168,6 +168,11 @@ pub trait VfsLock: Send + Sync + Debug {}
 /// What the file system says.
 pub fn create_dir_durable(vfs: &dyn Vfs, path: &Path) -> io::Result<()> {
     let Some(parent) = path.parent() else { return Ok(()) };
+    // A relative path of one component has an empty parent, which no file system knows.
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    if path == parent {
+        return Ok(());
+    }
     if vfs.exists(path)? {
         return match vfs.sync_dir(parent) {
             // Not ours to read, so not ours to have created the name in.
