@@ -1,5 +1,7 @@
 //! The server.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod config;
 pub mod identity;
 pub mod limits;

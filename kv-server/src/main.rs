@@ -1,2 +1,7 @@
-//! The server binary.
-fn main() {}
+//! The server's binary. Everything is in [`kv_server::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kv_server::cli::main()
+}

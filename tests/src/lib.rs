@@ -1,4 +1,6 @@
 //! The harness of the whole-cluster tests.
 
+pub mod cluster;
 pub mod history;
 pub mod linearizability;
+pub mod process;

@@ -143,6 +143,11 @@ pub fn resolve(given: Vec<Given>, missing: Missing) -> Result<Resolved, Vec<Conf
                 origins.insert(setting.name, origin);
             }
             Err(message) => {
+                // A flag and a variable carry the setting's name, a line of a file does not.
+                let message = match &origin {
+                    Origin::File { .. } => format!("{}: {message}", setting.key()),
+                    Origin::Flag(_) | Origin::Variable(_) => message,
+                };
                 // A wrong value counts as given: "is missing" on top of it would mislead.
                 origins.entry(setting.name).or_insert_with(|| origin.clone());
                 errors.push(ConfigError { origin: Some(origin), message });
