@@ -545,9 +545,22 @@ async fn a_silent_peer_breaks_the_link_and_a_full_queue_drops() {
     handshake::answer(&mut io, &ours).await.expect("sent");
     let mut watch = link.watch();
     until(&mut watch, true).await;
-    let taken = (0..10).take_while(|number| link.send(vec![message(*number)]).is_ok()).count();
+    link.send(vec![message(0)]).expect("connected");
+    tokio::time::sleep(Duration::from_millis(1)).await; // the one call under way takes it
+    let taken = (1..10).take_while(|number| link.send(vec![message(*number)]).is_ok()).count();
     assert_eq!(taken, 2, "the queue has two places");
     let status = until(&mut watch, false).await;
     assert_eq!(status.last_error.as_deref(), Some("no answer within 2000 ms"));
     assert_eq!(broken.recv().await, Some(node(2)));
+
+    let (sink, mut delivered) = mpsc::channel(64);
+    let _server = accept_as(2, &mut listener, sink).await;
+    until(&mut watch, true).await;
+    link.send(vec![message(99)]).expect("connected");
+    let first = delivered.recv().await.expect("delivered");
+    assert_eq!(
+        first,
+        vec![message(99)],
+        "what waited for the old connection is not sent on the new"
+    );
 }
