@@ -6,7 +6,7 @@
 //!    synchronous part of the handlers runs in the order of the requests.
 //! 2. No deadline aborts a handler: whoever waits inside keeps its own. A cancelled request is answered
 //!    like any other, because what a handler handed over cannot be taken back.
-//! 3. Requests under way are bounded; beyond that each is answered "overloaded" by `overloaded`.
+//! 3. Requests under way are bounded; beyond that each gets the answer of `overloaded`, or fails if that has none.
 //! 4. While the other side does not read its answers, no more requests are read.
 //! 5. An answer that does not fit a frame becomes a failure of that request, not of the connection.
 //!
@@ -28,7 +28,8 @@ use crate::{FrameError, ServerTransport};
 /// Serves one connection until the other side closes it, or until `stop` is done and every request
 /// under way is answered.
 ///
-/// At most `in_flight_max` requests wait at once; what is beyond gets the answer of `overloaded`.
+/// At most `in_flight_max` requests wait at once; what is beyond gets the answer of `overloaded`, which
+/// must be of the request's own kind, or fails.
 ///
 /// # Errors
 /// What broke the connection.
@@ -36,7 +37,7 @@ pub async fn serve<Req, Resp, S>(
     transport: ServerTransport<Req, Resp>,
     handler: S,
     in_flight_max: usize,
-    overloaded: impl Fn(&Req) -> Resp,
+    overloaded: impl Fn(&Req) -> Option<Resp>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), FrameError>
 where
@@ -68,7 +69,10 @@ where
                     Poll::Ready(Some(Ok(ClientMessage::Request(request)))) => {
                         progressed = true;
                         if running.len() >= in_flight_max {
-                            let message = Ok(overloaded(&request.message));
+                            let message = overloaded(&request.message).ok_or_else(|| {
+                                let detail = format!("{in_flight_max} requests are under way on this connection, the limit");
+                                ServerError::new(io::ErrorKind::WouldBlock, detail)
+                            });
                             let response = RpcResponse { request_id: request.id, message };
                             send(transport.as_mut(), response)?;
                             unflushed = true;

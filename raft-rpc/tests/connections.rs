@@ -216,15 +216,15 @@ fn timed(number: u32) -> Vec<TimedRequest> {
     vec![TimedRequest { timeout_ms: number, request: Request::Get(get) }]
 }
 
-fn overloaded(request: &KvRequest) -> KvResponse {
+fn overloaded(request: &KvRequest) -> Option<KvResponse> {
     match request {
-        KvRequest::Execute { batch } => KvResponse::Execute(
+        KvRequest::Execute { batch } => Some(KvResponse::Execute(
             batch
                 .iter()
                 .map(|_| Err(WireError::Overloaded { node: 1, retry_after_ms: 5 }))
                 .collect(),
-        ),
-        KvRequest::Status {} | KvRequest::Ping {} => KvResponse::Ping(()),
+        )),
+        KvRequest::Status {} | KvRequest::Ping {} => None,
     }
 }
 
@@ -409,7 +409,7 @@ async fn accept_as(
     handshake::answer(&mut io, &Hello { purpose: received.purpose, ..ours }).await.expect("sent");
     tokio::spawn(async move {
         let transport = server_transport(io, LIMIT);
-        let overloaded = |_: &PeerRequest| PeerResponse::Deliver(());
+        let overloaded = |_: &PeerRequest| Some(PeerResponse::Deliver(()));
         drop(
             serve(transport, Recorder(sink).serve(), 64, overloaded, std::future::pending()).await,
         );

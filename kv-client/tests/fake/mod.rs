@@ -261,7 +261,7 @@ impl Fake {
         }
         let transport = server_transport::<KvRequest, KvResponse>(io, CLIENT_FRAME_BYTES);
         let handler = Handler { fake: self.clone(), id };
-        let overloaded = |_: &KvRequest| KvResponse::Ping(());
+        let overloaded = |_: &KvRequest| Some(KvResponse::Ping(()));
         let stop = std::future::pending();
         tokio::select! {
             ended = serve(transport, handler.serve(), 4096, overloaded, stop) => drop(ended),
