@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn every_mistake_is_reported_not_just_the_first() {
         let found = messages(
-            "data-dir = \"x\"\n[nod]\nid = 1\n[raft]\nvalue = 3\nheartbeat = true\n[limits]\nkey = \n",
+            "data-dir = \"x\"\n[nod]\nid = 1\n[raft]\nvalue = 3\nheartbeat = true\n[limits]\nvalue = \n",
         );
         assert_eq!(found.len(), 5, "{found:#?}");
         assert!(found[0].starts_with("kv.toml:1: key \"data-dir\" belongs into section [node]"));

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use super::{
     ServerConfig,
-    server::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
+    server::VALUE_BYTES_MAX,
     setting::{self, Draft, SETTINGS, Setting},
     units::{show_duration, show_size},
 };
@@ -318,7 +318,6 @@ fn check_sizes(draft: &Draft, found: &mut Vec<(&'static str, String)>) {
         ("raft.inflight", bytes(raft.inflight_bytes_max), bytes(raft.append_bytes_max), GIB),
         ("raft.uncommitted", bytes(raft.uncommitted_bytes_max), bytes(limits.value_bytes), 4 * GIB),
         ("raft.apply", bytes(raft.apply_bytes_max), 4 * KIB, GIB),
-        ("limits.key", bytes(limits.key_bytes), 1, bytes(KEY_BYTES_MAX)),
         ("limits.value", bytes(limits.value_bytes), 1, bytes(VALUE_BYTES_MAX)),
         ("limits.page", bytes(limits.page_bytes), KIB, 16 * MIB),
         ("storage.memtable", bytes(storage.memtable_bytes), 64 * KIB, 4 * GIB),
@@ -346,7 +345,6 @@ fn check_sizes(draft: &Draft, found: &mut Vec<(&'static str, String)>) {
         ("limits.queue", limits.queue, 1, 10_000_000),
         ("limits.connections", limits.connections, 1, 1_000_000),
         ("limits.requests", limits.requests_per_connection, 1, 1_000_000),
-        ("storage.background-threads", storage.background_threads, 1, 1_024),
         ("storage.reader-threads", storage.reader_threads, 1, 1_024),
     ];
     for (name, value, least, most) in counts {

@@ -7,11 +7,8 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use raft_core::{NodeId, NodeInfo};
 
-const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// Longest key the formats allow, in bytes.
-pub(super) const KEY_BYTES_MAX: usize = 4 * KIB;
 /// Largest value a server may be set to accept, in bytes.
 pub(super) const VALUE_BYTES_MAX: usize = 16 * MIB;
 /// Threads that serve the network. Two are enough for one machine's clients, since no handler waits for a disk.
@@ -106,7 +103,7 @@ impl Default for RaftSettings {
             inflight_bytes_max: 8 * MIB,
             uncommitted_bytes_max: 64 * MIB,
             apply_bytes_max: 4 * MIB,
-            waiting_reads_max: 10_000,
+            waiting_reads_max: 16_384,
         }
     }
 }
@@ -114,8 +111,6 @@ impl Default for RaftSettings {
 /// What is refused for its size or number. An error names the setting, as `limits.value`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Longest key in bytes, at most 4 KiB.
-    pub key_bytes: usize,
     /// Largest value in bytes, at most 16 MiB.
     pub value_bytes: usize,
     /// Where a page of a range ends, in bytes of keys and values; a single larger item still fits.
@@ -131,7 +126,6 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            key_bytes: KEY_BYTES_MAX,
             value_bytes: MIB,
             page_bytes: MIB,
             queue: 16_384,
@@ -154,8 +148,6 @@ pub struct StorageSettings {
     pub flush_log_bytes: u64,
     /// Idle time after which what is in memory is flushed.
     pub flush_idle: Duration,
-    /// Threads that flush and compact.
-    pub background_threads: usize,
     /// Threads that serve reads which are not in memory.
     pub reader_threads: usize,
 }
@@ -163,12 +155,11 @@ pub struct StorageSettings {
 impl Default for StorageSettings {
     fn default() -> Self {
         Self {
-            memtable_bytes: 32 * MIB,
-            block_cache_bytes: 64 * MIB,
+            memtable_bytes: 64 * MIB,
+            block_cache_bytes: 128 * MIB,
             log_segment_bytes: 64 * (1 << 20),
             flush_log_bytes: 256 * (1 << 20),
             flush_idle: Duration::from_secs(30),
-            background_threads: 1,
             reader_threads: 2,
         }
     }

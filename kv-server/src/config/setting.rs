@@ -214,8 +214,6 @@ pub static SETTINGS: &[Setting] = &[
     count!("raft.waiting-reads", "raft-waiting-reads", "KV_RAFT_WAITING_READS", raft.waiting_reads_max,
         "Most reads that wait for a confirmation of leadership"),
 
-    size!("limits.key", "limits-key", "KV_LIMITS_KEY", limits.key_bytes,
-        "Longest key, at most 4KiB"),
     size!("limits.value", "limits-value", "KV_LIMITS_VALUE", limits.value_bytes,
         "Largest value, at most 16MiB"),
     size!("limits.page", "limits-page", "KV_LIMITS_PAGE", limits.page_bytes,
@@ -237,8 +235,6 @@ pub static SETTINGS: &[Setting] = &[
         "Bytes of log above what tables hold at which they are written; bounds the replay at start"),
     duration!("storage.flush-idle", "storage-flush-idle", "KV_STORAGE_FLUSH_IDLE", storage.flush_idle,
         "Idle time after which what is in memory is written to a table"),
-    count!("storage.background-threads", "storage-background-threads", "KV_STORAGE_BACKGROUND_THREADS", storage.background_threads,
-        "Threads that write and merge tables"),
     count!("storage.reader-threads", "storage-reader-threads", "KV_STORAGE_READER_THREADS", storage.reader_threads,
         "Threads that serve reads of what is not in memory"),
 

@@ -4,7 +4,7 @@
 //! DIR/LOCK        held while the process lives
 //! DIR/IDENTITY    whose directory it is; fsynced before anything else is written
 //! DIR/PEERS       the peers' pinned storage ids
-//! DIR/log/        the replicated log
+//! DIR/raft-log/   the replicated log; `log` is free for what a process writes about itself
 //! DIR/store/      the engine
 //! ```
 //!
@@ -41,7 +41,7 @@ use crate::{
 };
 
 const LOCK_FILE: &str = "LOCK";
-const LOG_DIR: &str = "log";
+const LOG_DIR: &str = "raft-log";
 const STORE_DIR: &str = "store";
 
 /// The machines of one replica, and what the shell needs beside them.
