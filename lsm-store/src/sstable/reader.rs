@@ -1,0 +1,227 @@
+//! An open table: footer checked, top block in memory, blocks through the cache.
+
+#![deny(clippy::indexing_slicing)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::cache::{BlockCache, BlockId, Cached};
+use crate::checksum::fold64;
+use crate::error::{Error, IoContext, Result};
+use crate::internal_key::Kind;
+use crate::sstable::TableMeta;
+use crate::sstable::block::{Block, BlockIter};
+use crate::sstable::filter::Filter;
+use crate::sstable::format::{BlockKind, FOOTER_BYTES, Footer, Handle, Source, read_block};
+use crate::sstable::properties::Properties;
+use crate::sstable::top::{self, TopEntry};
+use crate::vfs::{Vfs, VfsFile};
+
+/// What a lookup found in one source.
+#[derive(Clone, Debug)]
+pub(crate) struct Version {
+    pub(crate) sequence: u64,
+    pub(crate) kind: Kind,
+    pub(crate) value: Bytes,
+}
+
+/// Files to unlink: those of tables that left the version and lost their last reader. Bounded by the
+/// number of tables; emptied by the background work.
+pub(crate) type Graveyard = Arc<Mutex<Vec<PathBuf>>>;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Table {
+    meta: TableMeta,
+    path: Arc<Path>,
+    file: Arc<dyn VfsFile>,
+    uid_fold: u64,
+    blocks_end: u64,
+    data_end: u64,
+    top: Vec<TopEntry>,
+    properties: Properties,
+    cache: Arc<BlockCache>,
+    obsolete: AtomicBool,
+    graveyard: Graveyard,
+}
+
+impl Table {
+    /// Opens a table and checks that footer and properties say what the manifest says.
+    ///
+    /// # Errors
+    /// `Io`; `Corruption` if anything differs; `UnknownVersion`.
+    pub(crate) fn open(
+        vfs: &dyn Vfs,
+        path: &Path,
+        meta: TableMeta,
+        cache: Arc<BlockCache>,
+        graveyard: Graveyard,
+    ) -> Result<Self> {
+        let file = vfs.open_read(path).context("open", path)?;
+        let len = file.len().context("measure", path)?;
+        if len != meta.len {
+            return Err(Error::corruption(
+                path,
+                len.min(meta.len),
+                format!("table of {len} bytes where the manifest says {}", meta.len),
+            ));
+        }
+        let footer = Footer::read(&*file, path, len)?;
+        let blocks_end = len - FOOTER_BYTES as u64;
+        if footer.uid != meta.uid {
+            return Err(Error::corruption(
+                path,
+                blocks_end,
+                format!("another table: uid {:032x} where the manifest says {:032x}", footer.uid, meta.uid),
+            ));
+        }
+        let source = Source { file: &*file, path, uid: meta.uid, blocks_end };
+        let properties_raw = read_block(source, footer.properties, BlockKind::Properties)?;
+        let properties = Properties::decode(&properties_raw, path, footer.properties.offset)?;
+        check_properties(&properties, &meta, path, footer.properties.offset)?;
+        let top_raw = read_block(source, footer.top, BlockKind::Top)?;
+        let top = top::decode(&top_raw, path, footer.top.offset)?;
+        let entries = top.iter().fold(0_u64, |sum, t| sum.saturating_add(t.entries));
+        if entries != meta.entries || top.last().is_none_or(|t| t.last_key != meta.largest.user_key) {
+            return Err(Error::corruption(
+                path,
+                footer.top.offset,
+                format!("top block of {entries} entries does not match the {} of the manifest", meta.entries),
+            ));
+        }
+        Ok(Self {
+            uid_fold: fold64(meta.uid),
+            meta,
+            path: Arc::from(path),
+            file,
+            blocks_end,
+            data_end: footer.data_end,
+            top,
+            properties,
+            cache,
+            obsolete: AtomicBool::new(false),
+            graveyard,
+        })
+    }
+
+    pub(crate) const fn meta(&self) -> &TableMeta {
+        &self.meta
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn file(&self) -> &dyn VfsFile {
+        &*self.file
+    }
+
+    pub(crate) fn top(&self) -> &[TopEntry] {
+        &self.top
+    }
+
+    pub(crate) const fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    pub(crate) const fn data_end(&self) -> u64 {
+        self.data_end
+    }
+
+    /// The file goes once the last user of the table is gone.
+    pub(crate) fn retire(&self) {
+        self.obsolete.store(true, Ordering::Release);
+    }
+
+    /// A data or index block.
+    pub(crate) fn block(&self, handle: Handle, kind: BlockKind, fill: bool) -> Result<Arc<Block>> {
+        let id = BlockId { table: self.uid_fold, offset: handle.offset };
+        let cached = self.cache.get(id, fill, || {
+            let raw = read_block(self.source(), handle, kind)?;
+            Ok(Cached::Block(Arc::new(Block::parse(raw, kind, &self.path, handle.offset)?)))
+        })?;
+        match cached {
+            Cached::Block(block) => Ok(block),
+            Cached::Filter(_) => Err(self.corrupt(handle, "a filter where a block is expected")),
+        }
+    }
+
+    /// A filter partition.
+    pub(crate) fn filter(&self, handle: Handle, fill: bool) -> Result<Arc<Filter>> {
+        let id = BlockId { table: self.uid_fold, offset: handle.offset };
+        let cached = self.cache.get(id, fill, || {
+            let raw = read_block(self.source(), handle, BlockKind::Filter)?;
+            Ok(Cached::Filter(Arc::new(Filter::parse(raw, &self.path, handle.offset)?)))
+        })?;
+        match cached {
+            Cached::Filter(filter) => Ok(filter),
+            Cached::Block(_) => Err(self.corrupt(handle, "a block where a filter is expected")),
+        }
+    }
+
+    fn source(&self) -> Source<'_> {
+        Source { file: &*self.file, path: &self.path, uid: self.meta.uid, blocks_end: self.blocks_end }
+    }
+
+    pub(crate) fn corrupt(&self, handle: Handle, detail: &str) -> Error {
+        Error::corruption(&self.path, handle.offset, detail)
+    }
+
+    /// Whether a user key is within the table's bounds.
+    pub(crate) fn covers(&self, key: &[u8]) -> bool {
+        self.meta.smallest.user_key.as_slice() <= key && key <= self.meta.largest.user_key.as_slice()
+    }
+
+    /// The newest version of `key` at or below `sequence`. `hash` is the key's
+    /// [`key_hash`](crate::sstable::filter::key_hash).
+    pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<Version>> {
+        if !self.covers(key) || self.meta.min_sequence > sequence {
+            return Ok(None);
+        }
+        let partition = self.top.partition_point(|t| t.last_key.as_slice() < key);
+        let Some(top) = self.top.get(partition) else { return Ok(None) };
+        if top.min_sequence > sequence || !self.filter(top.filter, true)?.may_contain(hash) {
+            return Ok(None);
+        }
+        let mut index = BlockIter::new(self.block(top.index, BlockKind::Index, true)?);
+        index.seek(key, sequence)?;
+        if !index.valid() {
+            return Ok(None);
+        }
+        let mut data = BlockIter::new(self.block(index.handle(), BlockKind::Data, true)?);
+        // The separator is at or above everything in the block and below everything in the next one, so
+        // a search that runs off this block's end would find another user key in the next.
+        data.seek(key, sequence)?;
+        if !data.valid() || data.key() != key {
+            return Ok(None);
+        }
+        Ok(Some(Version { sequence: data.sequence(), kind: data.kind(), value: data.value_bytes() }))
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Acquire) {
+            self.graveyard.lock().push(self.path.to_path_buf());
+        }
+    }
+}
+
+fn check_properties(p: &Properties, meta: &TableMeta, path: &Path, offset: u64) -> Result<()> {
+    let same = p.uid == meta.uid
+        && p.partition == meta.partition
+        && p.entries == meta.entries
+        && p.deletes == meta.deletes
+        && p.smallest == meta.smallest
+        && p.largest == meta.largest
+        && p.min_sequence == meta.min_sequence
+        && p.max_sequence == meta.max_sequence
+        && p.superseded == meta.superseded
+        && p.superseded_at == meta.superseded_at
+        && p.kv_digest == meta.kv_digest;
+    if same { Ok(()) } else { Err(Error::corruption(path, offset, "properties differ from what the manifest says")) }
+}
