@@ -1,0 +1,215 @@
+//! What a manifest amounts to: the sum of its snapshot and edits. Plain data; no files.
+
+use std::collections::BTreeMap;
+
+use crate::manifest::edit::{Item, PlacedTable};
+use crate::options::{Keep, PartitionOptions};
+use crate::types::{FileNumber, Position};
+
+/// See the module.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ManifestState {
+    pub(crate) partitions: Vec<PartitionOptions>,
+    pub(crate) tables: BTreeMap<FileNumber, PlacedTable>,
+    /// Tables hold everything up to here…
+    pub(crate) position: Position,
+    /// … and per partition up to this sequence number.
+    pub(crate) sequences: Vec<u64>,
+    /// Retention floors per partition.
+    pub(crate) floors: Vec<u64>,
+    pub(crate) min_wal_segment: u64,
+    /// Numbers at or above were never used.
+    pub(crate) next_file: FileNumber,
+}
+
+impl ManifestState {
+    /// A store without anything, not even partitions: what a snapshot is applied to.
+    pub(crate) fn empty() -> Self {
+        Self {
+            partitions: Vec::new(),
+            tables: BTreeMap::new(),
+            position: Position::default(),
+            sequences: Vec::new(),
+            floors: Vec::new(),
+            min_wal_segment: 0,
+            next_file: FileNumber(1),
+        }
+    }
+
+    /// A new store with these partitions.
+    pub(crate) fn create(partitions: &[PartitionOptions]) -> Self {
+        Self {
+            partitions: partitions.to_vec(),
+            sequences: vec![0; partitions.len()],
+            floors: vec![0; partitions.len()],
+            ..Self::empty()
+        }
+    }
+
+    /// Items that make this state out of an empty one.
+    pub(crate) fn snapshot(&self) -> Vec<Item> {
+        let ids = || 0_u8..;
+        let mut items = Vec::new();
+        for (id, partition) in ids().zip(&self.partitions) {
+            items.push(Item::Partition { id, name: partition.name.clone(), keep: partition.keep });
+        }
+        items.push(Item::NextFile(self.next_file));
+        items.push(Item::MinWalSegment(self.min_wal_segment));
+        items.push(Item::Flushed {
+            position: self.position.clone(),
+            sequences: ids().zip(self.sequences.iter().copied()).collect(),
+        });
+        for (partition, &sequence) in ids().zip(&self.floors) {
+            items.push(Item::Floor { partition, sequence });
+        }
+        items.extend(self.tables.values().map(|table| Item::AddTable(Box::new(table.clone()))));
+        items
+    }
+
+    /// Applies one edit, all of it or (with an error) in an unknown part.
+    ///
+    /// # Errors
+    /// What contradicts the state, as text: a table added twice or deleted without being there, a number
+    /// that falls.
+    pub(crate) fn apply(&mut self, items: &[Item]) -> Result<(), String> {
+        for item in items {
+            self.apply_item(item)?;
+        }
+        Ok(())
+    }
+
+    fn apply_item(&mut self, item: &Item) -> Result<(), String> {
+        match item {
+            Item::AddTable(table) => {
+                let number = table.meta.number;
+                if usize::from(table.meta.partition) >= self.partitions.len() {
+                    return Err(format!("table {number} of unknown partition {}", table.meta.partition));
+                }
+                if number >= self.next_file {
+                    return Err(format!("table {number} at or above the next file number {}", self.next_file));
+                }
+                if self.tables.insert(number, (**table).clone()).is_some() {
+                    return Err(format!("table {number} added twice"));
+                }
+            }
+            Item::DeleteTable { partition, level, number } => {
+                let table = self.tables.remove(number);
+                if table.is_none_or(|t| t.level != *level || t.meta.partition != *partition) {
+                    return Err(format!("deleted table {number} is not in level {level} of partition {partition}"));
+                }
+            }
+            Item::Flushed { position, sequences } => {
+                rises("position", &mut self.position.index, position.index)?;
+                self.position = position.clone();
+                for &(partition, sequence) in sequences {
+                    let last = self.sequences.get_mut(usize::from(partition));
+                    let last = last.ok_or_else(|| format!("flush of unknown partition {partition}"))?;
+                    rises("flushed sequence number", last, sequence)?;
+                }
+            }
+            Item::MinWalSegment(segment) => rises("log segment", &mut self.min_wal_segment, *segment)?,
+            Item::NextFile(number) => rises("next file number", &mut self.next_file.0, number.0)?,
+            Item::Floor { partition, sequence } => {
+                let floor = self.floors.get_mut(usize::from(*partition));
+                let floor = floor.ok_or_else(|| format!("floor of unknown partition {partition}"))?;
+                rises("retention floor", floor, *sequence)?;
+            }
+            Item::Partition { id, name, keep } => {
+                if usize::from(*id) != self.partitions.len() {
+                    return Err(format!("partition {id} where {} is next", self.partitions.len()));
+                }
+                self.partitions.push(PartitionOptions { name: name.clone(), keep: *keep });
+                self.sequences.push(0);
+                self.floors.push(0);
+            }
+        }
+        Ok(())
+    }
+
+    /// The age for the next run of level 0.
+    pub(crate) fn next_l0_epoch(&self) -> u64 {
+        self.tables.values().map(|t| t.l0_epoch).max().unwrap_or(0) + 1
+    }
+
+    /// What differs between the partitions recorded and those asked for.
+    pub(crate) fn partition_mismatch(&self, asked: &[PartitionOptions]) -> Option<String> {
+        let show = |partitions: &[PartitionOptions]| {
+            let one = |p: &PartitionOptions| {
+                format!("{:?} keeping {}", p.name, if p.keep == Keep::All { "all" } else { "newest" })
+            };
+            partitions.iter().map(one).collect::<Vec<_>>().join(", ")
+        };
+        (self.partitions != asked).then(|| {
+            format!("the store has the partitions [{}], not [{}]", show(&self.partitions), show(asked))
+        })
+    }
+}
+
+fn rises(what: &str, from: &mut u64, to: u64) -> Result<(), String> {
+    if to < *from {
+        return Err(format!("{what} falls from {from} to {to}"));
+    }
+    *from = to;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::edit::tests::sample_table;
+    use super::*;
+
+    fn state() -> ManifestState {
+        let partition = |name: &str| PartitionOptions { name: name.to_owned(), keep: Keep::All };
+        let mut state = ManifestState::create(&[partition("data"), partition("meta")]);
+        state.apply(&[Item::NextFile(FileNumber(64))]).expect("applies");
+        state
+    }
+
+    #[test]
+    fn a_snapshot_makes_the_same_state() {
+        let mut state = state();
+        let flushed = Item::Flushed {
+            position: Position { index: 9, term: 2, extra: vec![1] },
+            sequences: vec![(0, 4), (1, 9)],
+        };
+        let edit = [
+            Item::AddTable(Box::new(sample_table(5))),
+            flushed,
+            Item::Floor { partition: 0, sequence: 3 },
+            Item::MinWalSegment(2),
+        ];
+        state.apply(&edit).expect("applies");
+        let mut again = ManifestState::empty();
+        again.apply(&state.snapshot()).expect("applies");
+        assert_eq!(again, state, "round trip through a snapshot");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let mut state = state();
+        state.apply(&[Item::AddTable(Box::new(sample_table(5)))]).expect("first time");
+        let refused = [
+            Item::AddTable(Box::new(sample_table(5))),
+            Item::AddTable(Box::new(sample_table(64))),
+            Item::DeleteTable { partition: 1, level: 2, number: FileNumber(5) },
+            Item::DeleteTable { partition: 1, level: 3, number: FileNumber(6) },
+            Item::NextFile(FileNumber(63)),
+            Item::Floor { partition: 2, sequence: 1 },
+            Item::Partition { id: 1, name: "again".to_owned(), keep: Keep::All },
+        ];
+        for item in refused {
+            assert!(state.clone().apply(std::slice::from_ref(&item)).is_err(), "{item:?}");
+        }
+    }
+
+    #[test]
+    fn a_table_moves_by_delete_and_add_in_one_edit() {
+        let mut state = state();
+        let table = sample_table(5);
+        state.apply(&[Item::AddTable(Box::new(table.clone()))]).expect("applies");
+        let moved = PlacedTable { level: 4, ..table };
+        let delete = Item::DeleteTable { partition: 1, level: 3, number: FileNumber(5) };
+        state.apply(&[delete, Item::AddTable(Box::new(moved))]).expect("moves");
+        assert_eq!(state.tables.get(&FileNumber(5)).map(|t| t.level), Some(4), "one level down");
+    }
+}

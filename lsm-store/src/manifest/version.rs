@@ -1,0 +1,124 @@
+//! A version: the open tables of every partition, level by level. Immutable; a new one replaces it.
+//!
+//! Invariants, checked when a version is built:
+//! 1. Below level 0 the tables of a level are in order and no two share a user key.
+//! 2. The runs of level 0 are ordered by their epoch, newest first, and within a run as in 1.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::iter::level::{LevelIter, Tables};
+use crate::iter::merge::Source;
+use crate::manifest::state::ManifestState;
+use crate::options::LEVELS;
+use crate::sstable::reader::{Table, Version as Found};
+use crate::types::FileNumber;
+
+/// One run of level 0: the tables of one flush.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) epoch: u64,
+    pub(crate) tables: Tables,
+}
+
+/// The tables of one partition.
+#[derive(Clone, Debug)]
+pub(crate) struct Levels {
+    /// Level 0, newest first.
+    pub(crate) runs: Vec<Run>,
+    /// The levels; the first is always empty, since level 0 is in `runs`.
+    pub(crate) levels: Vec<Tables>,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct Version {
+    pub(crate) partitions: Vec<Levels>,
+}
+
+impl Version {
+    /// The version that the manifest describes, of tables that are open.
+    ///
+    /// # Errors
+    /// `Corruption` of the manifest if a level overlaps or a table is not there.
+    pub(crate) fn build(
+        state: &ManifestState,
+        open: &BTreeMap<FileNumber, Arc<Table>>,
+        manifest: &Path,
+    ) -> Result<Self> {
+        let corrupt = |detail: String| Error::corruption(manifest, 0, detail);
+        let mut partitions = Vec::new();
+        for partition in 0..state.partitions.len() {
+            let mut runs: BTreeMap<u64, Vec<Arc<Table>>> = BTreeMap::new();
+            let mut levels: Vec<Vec<Arc<Table>>> = vec![Vec::new(); LEVELS];
+            for placed in state.tables.values().filter(|t| usize::from(t.meta.partition) == partition) {
+                let number = placed.meta.number;
+                let table = open.get(&number).ok_or_else(|| corrupt(format!("table {number} is not open")))?;
+                if placed.level == 0 {
+                    runs.entry(placed.l0_epoch).or_default().push(Arc::clone(table));
+                } else if let Some(level) = levels.get_mut(placed.level) {
+                    level.push(Arc::clone(table));
+                }
+            }
+            let runs = runs.into_iter().rev().map(|(epoch, tables)| {
+                Ok(Run { epoch, tables: in_order(tables).map_err(|d| corrupt(format!("level 0 run {epoch}: {d}")))? })
+            });
+            let levels = levels.into_iter().enumerate().map(|(level, tables)| {
+                in_order(tables).map_err(|d| corrupt(format!("partition {partition} level {level}: {d}")))
+            });
+            let runs = runs.collect::<Result<_>>()?;
+            partitions.push(Levels { runs, levels: levels.collect::<Result<_>>()? });
+        }
+        Ok(Self { partitions })
+    }
+
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.partitions.iter().flat_map(Levels::tables)
+    }
+}
+
+/// Sorts tables and checks that none share a user key.
+fn in_order(mut tables: Vec<Arc<Table>>) -> std::result::Result<Tables, String> {
+    tables.sort_by(|a, b| a.meta().smallest.user_key.cmp(&b.meta().smallest.user_key));
+    for (a, b) in tables.iter().zip(tables.iter().skip(1)) {
+        if a.meta().largest.user_key >= b.meta().smallest.user_key {
+            return Err(format!("tables {} and {} overlap", a.meta().number, b.meta().number));
+        }
+    }
+    Ok(Tables::from(tables))
+}
+
+/// The table of an ordered, disjoint list that may hold a user key.
+pub(crate) fn covering<'a>(tables: &'a [Arc<Table>], key: &[u8]) -> Option<&'a Arc<Table>> {
+    let at = tables.partition_point(|t| t.meta().largest.user_key.as_slice() < key);
+    tables.get(at).filter(|t| t.covers(key))
+}
+
+impl Levels {
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        let runs = self.runs.iter().flat_map(|r| r.tables.iter());
+        runs.chain(self.levels.iter().flat_map(|l| l.iter()))
+    }
+
+    /// The newest version of `key` at or below `sequence`: newer runs and upper levels first, since what
+    /// they hold of a key is newer than what is below.
+    pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<Found>> {
+        for tables in self.runs.iter().map(|r| &r.tables).chain(&self.levels) {
+            if let Some(table) = covering(tables, key)
+                && let Some(found) = table.get(key, hash, sequence)?
+            {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// One source per run and level that has tables.
+    pub(crate) fn sources(&self, fill: bool, out: &mut Vec<Source>) {
+        for tables in self.runs.iter().map(|r| &r.tables).chain(&self.levels).filter(|t| !t.is_empty()) {
+            out.push(Source::Level(LevelIter::new(Arc::clone(tables), fill)));
+        }
+    }
+}
