@@ -94,13 +94,23 @@ impl BlockCache {
             .ok()
             .filter(|_| bytes > 0)
             .map(|options| {
-                Cache::with_options(options, Bytes, BuildHasherDefault::default(), DefaultLifecycle::default())
+                Cache::with_options(
+                    options,
+                    Bytes,
+                    BuildHasherDefault::default(),
+                    DefaultLifecycle::default(),
+                )
             });
         Self { shards, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
     }
 
     /// The block, loaded by `load` if it is not here. With `fill` false a loaded block is not kept.
-    pub(crate) fn get(&self, id: BlockId, fill: bool, load: impl FnOnce() -> Result<Cached>) -> Result<Cached> {
+    pub(crate) fn get(
+        &self,
+        id: BlockId,
+        fill: bool,
+        load: impl FnOnce() -> Result<Cached>,
+    ) -> Result<Cached> {
         let Some(shards) = &self.shards else { return load() };
         if let Some(cached) = shards.get(&id) {
             self.hits.fetch_add(1, Ordering::Relaxed);

@@ -7,15 +7,20 @@ pub mod journal;
 pub mod rng;
 pub mod vfs;
 
+mod cache;
+mod compaction;
 mod internal_key;
+mod iter;
+mod manifest;
 mod memtable;
 mod options;
+mod sstable;
 mod store;
 mod types;
 
 pub use error::{Error, Result};
 pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};
-pub use store::{Iter, Metrics, Run, Store, VerifyReport, View};
+pub use store::{Iter, LevelMetrics, Metrics, PartitionMetrics, Run, Store, VerifyReport, View};
 pub use types::{
     FileNumber, Found, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES, Op,
     PartitionId, Position, SequenceNumber,

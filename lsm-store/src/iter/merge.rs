@@ -10,13 +10,11 @@ use crate::internal_key::{Kind, compare};
 use crate::iter::InternalIter;
 use crate::iter::level::LevelIter;
 use crate::iter::mem::MemIter;
-use crate::sstable::iter::TableIter;
 
 /// A source of a merge.
 #[derive(Debug)]
 pub(crate) enum Source {
     Mem(MemIter),
-    Table(TableIter),
     Level(LevelIter),
 }
 
@@ -24,7 +22,6 @@ macro_rules! each {
     ($self:ident, $source:ident => $call:expr) => {
         match $self {
             Self::Mem($source) => $call,
-            Self::Table($source) => $call,
             Self::Level($source) => $call,
         }
     };
@@ -88,7 +85,11 @@ impl MergeIter {
     }
 
     /// Moves every source, then picks.
-    fn all(&mut self, backward: bool, mut seek: impl FnMut(&mut Source) -> Result<()>) -> Result<()> {
+    fn all(
+        &mut self,
+        backward: bool,
+        mut seek: impl FnMut(&mut Source) -> Result<()>,
+    ) -> Result<()> {
         self.current = None;
         self.backward = backward;
         for source in &mut self.sources {

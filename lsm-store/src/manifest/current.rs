@@ -65,7 +65,8 @@ impl Listing {
                 listing.manifests.push(number);
             } else if let Some((iteration, number)) =
                 name.strip_prefix("CURRENT.").and_then(|rest| rest.split_once('.'))
-                && let (Some(iteration), Some(number)) = (parse_number(iteration), parse_number(number))
+                && let (Some(iteration), Some(number)) =
+                    (parse_number(iteration), parse_number(number))
             {
                 listing.markers.push((iteration.0, number));
             }
@@ -86,7 +87,12 @@ impl Listing {
 ///
 /// # Errors
 /// `Io`: it is unknown which manifest is in force.
-pub(crate) fn switch(vfs: &dyn Vfs, dir: &Path, iteration: u64, number: FileNumber) -> Result<usize> {
+pub(crate) fn switch(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    iteration: u64,
+    number: FileNumber,
+) -> Result<usize> {
     vfs.sync_dir(dir).context("sync", dir)?;
     let marker = marker_path(dir, iteration, number);
     vfs.create_new(&marker).context("create", &marker)?;
@@ -110,7 +116,8 @@ pub(crate) fn switch(vfs: &dyn Vfs, dir: &Path, iteration: u64, number: FileNumb
 /// remove the tables.
 pub(crate) fn refuse_lost_marker(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     let tables = table_dir(dir);
-    let orphan = vfs.list(&tables).context("list", &tables)?.into_iter().find(|p| parse_table(p).is_some());
+    let orphan =
+        vfs.list(&tables).context("list", &tables)?.into_iter().find(|p| parse_table(p).is_some());
     match orphan {
         None => Ok(()),
         Some(table) => Err(Error::corruption(

@@ -34,15 +34,29 @@ pub(crate) struct PlacedTable {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Item {
     AddTable(Box<PlacedTable>),
-    DeleteTable { partition: u8, level: usize, number: FileNumber },
+    DeleteTable {
+        partition: u8,
+        level: usize,
+        number: FileNumber,
+    },
     /// Tables hold everything up to here: the caller's position, and per partition the last sequence number.
-    Flushed { position: Position, sequences: Vec<(u8, u64)> },
+    Flushed {
+        position: Position,
+        sequences: Vec<(u8, u64)>,
+    },
     /// Segments of the write-ahead log below this number are not needed.
     MinWalSegment(u64),
     /// Numbers below may be in use; those at or above are not.
     NextFile(FileNumber),
-    Floor { partition: u8, sequence: u64 },
-    Partition { id: u8, name: String, keep: Keep },
+    Floor {
+        partition: u8,
+        sequence: u64,
+    },
+    Partition {
+        id: u8,
+        name: String,
+        keep: Keep,
+    },
 }
 
 const KEEP_ALL: u64 = 0;

@@ -65,7 +65,11 @@ impl Header {
         let second = bytes.get(COPY_BYTES..2 * COPY_BYTES).unwrap_or_default();
         let (version, header) = match (parse_copy(first), parse_copy(second)) {
             (Ok(a), Ok(b)) if a != b => {
-                return Err(Error::corruption(path, COPY_BYTES as u64, "the two copies of the header differ"));
+                return Err(Error::corruption(
+                    path,
+                    COPY_BYTES as u64,
+                    "the two copies of the header differ",
+                ));
             }
             (Ok(a), _) => a,
             (Err(_), Ok(b)) => b,
@@ -116,9 +120,14 @@ fn parse_copy(copy: &[u8]) -> std::result::Result<(u32, Header), DecodeError> {
     }
     // Other versions keep magic, version and checksum in place, so that they can be named.
     if version == FORMAT_VERSION
-        && (u64::from(first_record) != FIRST_RECORD || epoch == 0 || reserved.iter().any(|b| *b != 0))
+        && (u64::from(first_record) != FIRST_RECORD
+            || epoch == 0
+            || reserved.iter().any(|b| *b != 0))
     {
-        return Err(DecodeError { offset: 12, what: "fixed or reserved fields of the header differ" });
+        return Err(DecodeError {
+            offset: 12,
+            what: "fixed or reserved fields of the header differ",
+        });
     }
     Ok((version, Header { store_id, number, epoch }))
 }
@@ -139,7 +148,12 @@ pub(crate) struct ManifestFile {
 
 impl ManifestFile {
     /// Writes a manifest with the complete state and syncs it. No marker names it yet.
-    pub(crate) fn create(vfs: &dyn Vfs, path: &Path, header: Header, state: &ManifestState) -> Result<Self> {
+    pub(crate) fn create(
+        vfs: &dyn Vfs,
+        path: &Path,
+        header: Header,
+        state: &ManifestState,
+    ) -> Result<Self> {
         let file = vfs.create_new(path).context("create", path)?;
         let mut manifest = Self {
             file,
@@ -190,7 +204,11 @@ impl ManifestFile {
         let payload = edit::encode(items);
         let limit = u64::from(record::MAX_PAYLOAD_BYTES);
         if payload.len() as u64 > limit {
-            return Err(Error::TooLarge { what: "manifest edit", size: payload.len() as u64, limit });
+            return Err(Error::TooLarge {
+                what: "manifest edit",
+                size: payload.len() as u64,
+                limit,
+            });
         }
         let at = self.end;
         let mut buf = Vec::new();
@@ -230,7 +248,12 @@ impl ManifestFile {
 ///
 /// # Errors
 /// `Corruption` naming file and offset; `UnknownVersion`, `WrongStore`; `Io`.
-pub(crate) fn read(vfs: &dyn Vfs, path: &Path, store_id: u128, number: FileNumber) -> Result<ManifestState> {
+pub(crate) fn read(
+    vfs: &dyn Vfs,
+    path: &Path,
+    store_id: u128,
+    number: FileNumber,
+) -> Result<ManifestState> {
     let file = vfs.open_read(path).context("open", path)?;
     let len = file.len().context("measure", path)?;
     let mut bytes = vec![0; usize::try_from(len.min(FIRST_RECORD)).unwrap_or(0)];
@@ -241,14 +264,23 @@ pub(crate) fn read(vfs: &dyn Vfs, path: &Path, store_id: u128, number: FileNumbe
     }
     let tail = settle_tail(&file, path, header.epoch, FIRST_RECORD, FIRST_RECORD, len)?;
     let mut scanner = Scanner::new(file, path, header.epoch, FIRST_RECORD, tail.end);
-    let mut replay =
-        Replay { path, state: ManifestState::empty(), digester: Digester::new(), parts: 0, complete: false };
+    let mut replay = Replay {
+        path,
+        state: ManifestState::empty(),
+        digester: Digester::new(),
+        parts: 0,
+        complete: false,
+    };
     while let Step::Record(found) = scanner.step()? {
         replay.record(found.offset, found.header.kind, found.payload)?;
     }
     if !replay.complete {
         // It was synced before a marker named this file.
-        return Err(Error::corruption(path, tail.end, "manifest ends before its snapshot is complete"));
+        return Err(Error::corruption(
+            path,
+            tail.end,
+            "manifest ends before its snapshot is complete",
+        ));
     }
     Ok(replay.state)
 }
@@ -277,7 +309,10 @@ impl Replay<'_> {
                 let digest = reader.u128().map_err(decode)?;
                 reader.finish().map_err(decode)?;
                 if parts != self.parts || digest != self.digester.finish() {
-                    return Err(corrupt(format!("snapshot of {} parts does not match its end", self.parts)));
+                    return Err(corrupt(format!(
+                        "snapshot of {} parts does not match its end",
+                        self.parts
+                    )));
                 }
                 self.complete = true;
                 Ok(())
@@ -289,8 +324,9 @@ impl Replay<'_> {
     }
 
     fn items(&mut self, offset: u64, payload: &[u8]) -> Result<()> {
-        let items = edit::decode(payload)
-            .map_err(|e| Error::corruption(self.path, offset + record::HEADER_BYTES as u64 + e.offset, e.what))?;
+        let items = edit::decode(payload).map_err(|e| {
+            Error::corruption(self.path, offset + record::HEADER_BYTES as u64 + e.offset, e.what)
+        })?;
         self.state.apply(&items).map_err(|detail| Error::corruption(self.path, offset, detail))
     }
 }

@@ -83,10 +83,16 @@ impl ManifestState {
             Item::AddTable(table) => {
                 let number = table.meta.number;
                 if usize::from(table.meta.partition) >= self.partitions.len() {
-                    return Err(format!("table {number} of unknown partition {}", table.meta.partition));
+                    return Err(format!(
+                        "table {number} of unknown partition {}",
+                        table.meta.partition
+                    ));
                 }
                 if number >= self.next_file {
-                    return Err(format!("table {number} at or above the next file number {}", self.next_file));
+                    return Err(format!(
+                        "table {number} at or above the next file number {}",
+                        self.next_file
+                    ));
                 }
                 if self.tables.insert(number, (**table).clone()).is_some() {
                     return Err(format!("table {number} added twice"));
@@ -95,7 +101,9 @@ impl ManifestState {
             Item::DeleteTable { partition, level, number } => {
                 let table = self.tables.remove(number);
                 if table.is_none_or(|t| t.level != *level || t.meta.partition != *partition) {
-                    return Err(format!("deleted table {number} is not in level {level} of partition {partition}"));
+                    return Err(format!(
+                        "deleted table {number} is not in level {level} of partition {partition}"
+                    ));
                 }
             }
             Item::Flushed { position, sequences } => {
@@ -103,15 +111,19 @@ impl ManifestState {
                 self.position = position.clone();
                 for &(partition, sequence) in sequences {
                     let last = self.sequences.get_mut(usize::from(partition));
-                    let last = last.ok_or_else(|| format!("flush of unknown partition {partition}"))?;
+                    let last =
+                        last.ok_or_else(|| format!("flush of unknown partition {partition}"))?;
                     rises("flushed sequence number", last, sequence)?;
                 }
             }
-            Item::MinWalSegment(segment) => rises("log segment", &mut self.min_wal_segment, *segment)?,
+            Item::MinWalSegment(segment) => {
+                rises("log segment", &mut self.min_wal_segment, *segment)?
+            }
             Item::NextFile(number) => rises("next file number", &mut self.next_file.0, number.0)?,
             Item::Floor { partition, sequence } => {
                 let floor = self.floors.get_mut(usize::from(*partition));
-                let floor = floor.ok_or_else(|| format!("floor of unknown partition {partition}"))?;
+                let floor =
+                    floor.ok_or_else(|| format!("floor of unknown partition {partition}"))?;
                 rises("retention floor", floor, *sequence)?;
             }
             Item::Partition { id, name, keep } => {
@@ -135,12 +147,20 @@ impl ManifestState {
     pub(crate) fn partition_mismatch(&self, asked: &[PartitionOptions]) -> Option<String> {
         let show = |partitions: &[PartitionOptions]| {
             let one = |p: &PartitionOptions| {
-                format!("{:?} keeping {}", p.name, if p.keep == Keep::All { "all" } else { "newest" })
+                format!(
+                    "{:?} keeping {}",
+                    p.name,
+                    if p.keep == Keep::All { "all" } else { "newest" }
+                )
             };
             partitions.iter().map(one).collect::<Vec<_>>().join(", ")
         };
         (self.partitions != asked).then(|| {
-            format!("the store has the partitions [{}], not [{}]", show(&self.partitions), show(asked))
+            format!(
+                "the store has the partitions [{}], not [{}]",
+                show(&self.partitions),
+                show(asked)
+            )
         })
     }
 }

@@ -53,9 +53,13 @@ impl Version {
         for partition in 0..state.partitions.len() {
             let mut runs: BTreeMap<u64, Vec<Arc<Table>>> = BTreeMap::new();
             let mut levels: Vec<Vec<Arc<Table>>> = vec![Vec::new(); LEVELS];
-            for placed in state.tables.values().filter(|t| usize::from(t.meta.partition) == partition) {
+            for placed in
+                state.tables.values().filter(|t| usize::from(t.meta.partition) == partition)
+            {
                 let number = placed.meta.number;
-                let table = open.get(&number).ok_or_else(|| corrupt(format!("table {number} is not open")))?;
+                let table = open
+                    .get(&number)
+                    .ok_or_else(|| corrupt(format!("table {number} is not open")))?;
                 if placed.level == 0 {
                     runs.entry(placed.l0_epoch).or_default().push(Arc::clone(table));
                 } else if let Some(level) = levels.get_mut(placed.level) {
@@ -63,10 +67,15 @@ impl Version {
                 }
             }
             let runs = runs.into_iter().rev().map(|(epoch, tables)| {
-                Ok(Run { epoch, tables: in_order(tables).map_err(|d| corrupt(format!("level 0 run {epoch}: {d}")))? })
+                Ok(Run {
+                    epoch,
+                    tables: in_order(tables)
+                        .map_err(|d| corrupt(format!("level 0 run {epoch}: {d}")))?,
+                })
             });
             let levels = levels.into_iter().enumerate().map(|(level, tables)| {
-                in_order(tables).map_err(|d| corrupt(format!("partition {partition} level {level}: {d}")))
+                in_order(tables)
+                    .map_err(|d| corrupt(format!("partition {partition} level {level}: {d}")))
             });
             let runs = runs.collect::<Result<_>>()?;
             partitions.push(Levels { runs, levels: levels.collect::<Result<_>>()? });
@@ -117,7 +126,9 @@ impl Levels {
 
     /// One source per run and level that has tables.
     pub(crate) fn sources(&self, fill: bool, out: &mut Vec<Source>) {
-        for tables in self.runs.iter().map(|r| &r.tables).chain(&self.levels).filter(|t| !t.is_empty()) {
+        for tables in
+            self.runs.iter().map(|r| &r.tables).chain(&self.levels).filter(|t| !t.is_empty())
+        {
             out.push(Source::Level(LevelIter::new(Arc::clone(tables), fill)));
         }
     }

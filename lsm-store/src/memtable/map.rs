@@ -88,8 +88,8 @@ fn entry((key, (kind, value)): (&Key, &(Kind, Bytes))) -> MemEntry {
 }
 
 impl MemIndex for MapIndex {
-    fn insert(&mut self, e: MemEntry) {
-        self.0.insert(Key { user_key: e.key, sequence: e.sequence }, (e.kind, e.value));
+    fn insert(&mut self, e: MemEntry) -> bool {
+        self.0.insert(Key { user_key: e.key, sequence: e.sequence }, (e.kind, e.value)).is_none()
     }
 
     fn get(&self, key: &[u8], sequence: u64) -> Option<MemEntry> {

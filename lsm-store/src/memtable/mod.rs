@@ -54,8 +54,8 @@ pub(crate) enum From<'a> {
 
 /// The ordered map inside a memtable.
 pub(crate) trait MemIndex: Default + Send + Sync + std::fmt::Debug {
-    /// Adds an entry; one with the same key and sequence number is replaced.
-    fn insert(&mut self, entry: MemEntry);
+    /// Adds an entry; one with the same key and sequence number is replaced. Returns whether there was none.
+    fn insert(&mut self, entry: MemEntry) -> bool;
     /// The newest entry of `key` at or below `sequence`.
     fn get(&self, key: &[u8], sequence: u64) -> Option<MemEntry>;
     /// Appends up to `max` entries in ascending order.
@@ -88,11 +88,10 @@ impl Memtable {
                 })
             });
             let mut index = self.index.write();
-            for entry in entries.into_iter().flatten() {
-                index.insert(entry);
-            }
+            let added =
+                entries.into_iter().flatten().filter_map(|e| index.insert(e).then_some(())).count();
             drop(index);
-            self.entries.fetch_add(some.len(), Ordering::Relaxed);
+            self.entries.fetch_add(added, Ordering::Release);
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
     }
@@ -105,9 +104,14 @@ impl Memtable {
         self.index.read().get(key, sequence)
     }
 
+    /// Entries: versions, deletes included.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.load(Ordering::Acquire)
+    }
+
     /// Whether nothing was ever written.
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.load(Ordering::Acquire) == 0
+        self.len() == 0
     }
 
     /// Replaces `out` with up to `max` entries in ascending order.
@@ -183,7 +187,7 @@ impl MemSet {
 
     /// Entries in all partitions.
     pub(crate) fn entries(&self) -> usize {
-        self.tables.iter().map(|t| t.entries.load(Ordering::Relaxed)).sum()
+        self.tables.iter().map(Memtable::len).sum()
     }
 
     /// Ends writing; the set holds everything up to `point`.

@@ -47,7 +47,12 @@ pub(crate) struct Block {
 
 impl Block {
     /// Checks the frame of a block: everything but the entries themselves, which are checked when read.
-    pub(crate) fn parse(raw: Bytes, kind: BlockKind, path: &Arc<Path>, offset: u64) -> Result<Self> {
+    pub(crate) fn parse(
+        raw: Bytes,
+        kind: BlockKind,
+        path: &Arc<Path>,
+        offset: u64,
+    ) -> Result<Self> {
         let corrupt = |detail: &str| Error::corruption(path, offset, detail);
         let decode = |e: DecodeError| corrupt(e.what);
         let Some((body, tail)) = raw.split_last_chunk::<TAIL_BYTES>() else {
@@ -74,8 +79,10 @@ impl Block {
         let entries_start = HEADER_BYTES + prefix_len;
         let entries_end = heads_offset.checked_sub(pad).filter(|end| *end > entries_start);
         let offsets_offset = heads_offset.checked_add(restart_count * 8);
-        let end = offsets_offset.and_then(|o| o.checked_add(restart_count * if wide { 4 } else { 2 }));
-        let (Some(entries_end), Some(offsets_offset), true) = (entries_end, offsets_offset, end == Some(body.len()))
+        let end =
+            offsets_offset.and_then(|o| o.checked_add(restart_count * if wide { 4 } else { 2 }));
+        let (Some(entries_end), Some(offsets_offset), true) =
+            (entries_end, offsets_offset, end == Some(body.len()))
         else {
             return Err(corrupt("parts of a block do not add up to its length"));
         };
@@ -155,12 +162,22 @@ impl Block {
             let value_len = usize::try_from(length_kind >> 3).unwrap_or(usize::MAX);
             let value_start = reader.position();
             reader.bytes(value_len)?;
-            Ok((shared, delta, length_kind & 7, suffix_start..value_start, value_start..reader.position()))
+            Ok((
+                shared,
+                delta,
+                length_kind & 7,
+                suffix_start..value_start,
+                value_start..reader.position(),
+            ))
         })();
-        let (shared, delta, kind, suffix, value) = fields.map_err(|e| self.corrupt(format!("entry: {}", e.what)))?;
-        let sequence = self.base_sequence.checked_add(delta).filter(|s| *s <= SequenceNumber::MAX.0);
+        let (shared, delta, kind, suffix, value) =
+            fields.map_err(|e| self.corrupt(format!("entry: {}", e.what)))?;
+        let sequence =
+            self.base_sequence.checked_add(delta).filter(|s| *s <= SequenceNumber::MAX.0);
         let (Some(kind), Some(sequence)) = (Kind::from_number(kind), sequence) else {
-            return Err(self.corrupt("entry of unknown kind or with a sequence number above 56 bits"));
+            return Err(
+                self.corrupt("entry of unknown kind or with a sequence number above 56 bits")
+            );
         };
         let shared = usize::try_from(shared).unwrap_or(usize::MAX);
         let next = at + value.end;
@@ -357,7 +374,8 @@ impl BlockIter {
             self.value = passed.value;
             self.handle = passed.handle;
             self.key.clear();
-            self.key.extend_from_slice(self.passed_keys.get(passed.key.clone()).unwrap_or_default());
+            self.key
+                .extend_from_slice(self.passed_keys.get(passed.key.clone()).unwrap_or_default());
             self.passed_keys.truncate(passed.key.start);
         }
         Ok(())
@@ -396,7 +414,9 @@ impl BlockIter {
             match at.cmp(&self.block.restart_offset(after)) {
                 Ordering::Less => {}
                 Ordering::Equal => self.restart = after,
-                Ordering::Greater => return Err(self.block.corrupt("entries do not meet the restart points")),
+                Ordering::Greater => {
+                    return Err(self.block.corrupt("entries do not meet the restart points"));
+                }
             }
         }
         let at_restart = at == self.block.restart_offset(self.restart);
@@ -424,7 +444,8 @@ impl BlockIter {
         let handle = if at_restart {
             Handle::read(&mut reader)
         } else {
-            let offset = self.handle.end().ok_or_else(|| self.block.corrupt("block handle overflows"))?;
+            let offset =
+                self.handle.end().ok_or_else(|| self.block.corrupt("block handle overflows"))?;
             reader.varint().map(|len| Handle { offset, len })
         };
         match handle {
@@ -472,23 +493,33 @@ mod tests {
     }
 
     fn current(iter: &BlockIter) -> Option<Entry> {
-        iter.valid().then(|| (iter.key().to_vec(), iter.sequence(), iter.kind(), iter.value().to_vec()))
+        iter.valid()
+            .then(|| (iter.key().to_vec(), iter.sequence(), iter.kind(), iter.value().to_vec()))
     }
 
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
-        let key = proptest::collection::vec(prop_oneof![Just(b'a'), Just(b'b'), Just(0), Just(0xFF)], 0..12);
+        let key = proptest::collection::vec(
+            prop_oneof![Just(b'a'), Just(b'b'), Just(0), Just(0xFF)],
+            0..12,
+        );
         let entry = (key, 1..50_u64, any::<bool>(), proptest::collection::vec(any::<u8>(), 0..20));
-        (proptest::collection::vec(entry, 1..80), any::<bool>()).prop_map(|(mut entries, long_prefix)| {
-            entries.sort_by(|a, b| compare((&a.0, a.1), (&b.0, b.1)));
-            entries.dedup_by(|a, b| a.0 == b.0 && a.1 == b.1);
-            entries
-                .into_iter()
-                .map(|(key, sequence, delete, value)| {
-                    let key = if long_prefix { [vec![b'p'; 300], key].concat() } else { key };
-                    if delete { (key, sequence, Kind::Delete, vec![]) } else { (key, sequence, Kind::Value, value) }
-                })
-                .collect()
-        })
+        (proptest::collection::vec(entry, 1..80), any::<bool>()).prop_map(
+            |(mut entries, long_prefix)| {
+                entries.sort_by(|a, b| compare((&a.0, a.1), (&b.0, b.1)));
+                entries.dedup_by(|a, b| a.0 == b.0 && a.1 == b.1);
+                entries
+                    .into_iter()
+                    .map(|(key, sequence, delete, value)| {
+                        let key = if long_prefix { [vec![b'p'; 300], key].concat() } else { key };
+                        if delete {
+                            (key, sequence, Kind::Delete, vec![])
+                        } else {
+                            (key, sequence, Kind::Value, value)
+                        }
+                    })
+                    .collect()
+            },
+        )
     }
 
     proptest! {
@@ -550,8 +581,9 @@ mod tests {
 
     #[test]
     fn blocks_above_64_kib_use_wide_offsets() {
-        let entries: Vec<Entry> =
-            (0..40_u32).map(|i| (i.to_be_bytes().to_vec(), 1, Kind::Value, vec![7; 4000])).collect();
+        let entries: Vec<Entry> = (0..40_u32)
+            .map(|i| (i.to_be_bytes().to_vec(), 1, Kind::Value, vec![7; 4000]))
+            .collect();
         let mut iter = BlockIter::new(parse(build(&entries, 4)).expect("parses"));
         iter.seek(&37_u32.to_be_bytes(), 1).expect("reads");
         assert_eq!(current(&iter), entries.get(37).cloned(), "found behind 64 KiB");

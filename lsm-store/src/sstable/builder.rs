@@ -160,29 +160,23 @@ impl TableBuilder {
         }
     }
 
-    /// The file written into.
-    pub(crate) const fn path(&self) -> &PathBuf {
-        &self.path
-    }
-
     /// About how large the file gets, from what was added so far.
     pub(crate) fn estimated_bytes(&self) -> u64 {
         self.written + self.buffer.len() as u64 + self.data.estimated_bytes() as u64
     }
 
-    pub(crate) const fn entries(&self) -> u64 {
-        self.meta.entries
-    }
-
-    pub(crate) const fn kv_digest(&self) -> u64 {
-        self.meta.kv_digest
-    }
-
     /// Adds the next entry.
-    pub(crate) fn add(&mut self, key: &[u8], sequence: u64, kind: Kind, value: &[u8]) -> Result<()> {
+    pub(crate) fn add(
+        &mut self,
+        key: &[u8],
+        sequence: u64,
+        kind: Kind,
+        value: &[u8],
+    ) -> Result<()> {
         let first = self.meta.entries == 0;
         assert!(
-            first || compare((&self.last_key, self.last_sequence), (key, sequence)) == Ordering::Less,
+            first
+                || compare((&self.last_key, self.last_sequence), (key, sequence)) == Ordering::Less,
             "keys of {} do not rise: sequence {} after {}",
             self.path.display(),
             sequence,
@@ -219,7 +213,9 @@ impl TableBuilder {
         self.last_key.clear();
         self.last_key.extend_from_slice(key);
         self.last_sequence = sequence;
-        if self.data.estimated_bytes() >= self.layout.block_bytes || self.data.len() >= usize::from(u16::MAX) {
+        if self.data.estimated_bytes() >= self.layout.block_bytes
+            || self.data.len() >= usize::from(u16::MAX)
+        {
             self.finish_data_block()?;
         }
         Ok(())
@@ -282,12 +278,21 @@ impl TableBuilder {
         };
         // What does not shrink by an eighth costs more to decompress than it saves.
         let (payload, codec) = match &compressed {
-            Some(small) if small.len() < raw.len() - raw.len() / 8 => (small.as_slice(), Codec::Lz4),
+            Some(small) if small.len() < raw.len() - raw.len() / 8 => {
+                (small.as_slice(), Codec::Lz4)
+            }
             Some(_) | None => (raw, Codec::None),
         };
         let offset = self.written + self.buffer.len() as u64;
         self.buffer.extend_from_slice(payload);
-        self.buffer.extend_from_slice(&trailer(payload, kind, codec, raw_len, self.meta.uid, offset));
+        self.buffer.extend_from_slice(&trailer(
+            payload,
+            kind,
+            codec,
+            raw_len,
+            self.meta.uid,
+            offset,
+        ));
         if self.buffer.len() >= WRITE_BYTES {
             self.write_buffer()?;
         }
@@ -328,8 +333,10 @@ impl TableBuilder {
             });
         }
         let top = self.write_block(&top::encode(&top), BlockKind::Top, Codec::None)?;
-        self.meta.largest =
-            InternalKey { user_key: std::mem::take(&mut self.last_key), sequence: self.last_sequence };
+        self.meta.largest = InternalKey {
+            user_key: std::mem::take(&mut self.last_key),
+            sequence: self.last_sequence,
+        };
         self.meta.superseded = self.superseded_at.len() as u64;
         self.meta.superseded_at = quantiles(std::mem::take(&mut self.superseded_at));
         let properties = Properties {
@@ -344,10 +351,12 @@ impl TableBuilder {
             superseded_at: self.meta.superseded_at,
             ..self.properties.clone()
         };
-        let properties = self.write_block(&properties.encode(), BlockKind::Properties, Codec::None)?;
+        let properties =
+            self.write_block(&properties.encode(), BlockKind::Properties, Codec::None)?;
         let offset = self.written + self.buffer.len() as u64;
         self.meta.len = offset + FOOTER_BYTES as u64;
-        let footer = Footer { uid: self.meta.uid, file_len: self.meta.len, top, properties, data_end };
+        let footer =
+            Footer { uid: self.meta.uid, file_len: self.meta.len, top, properties, data_end };
         self.buffer.extend_from_slice(&footer.encode()?);
         self.write_buffer()?;
         assert_eq!(self.written, self.meta.len, "length of {} as written", self.path.display());

@@ -131,8 +131,9 @@ mod tests {
         let raw = Bytes::from(build(&hashes, 10).expect("builds"));
         let filter = Filter::parse(raw, Path::new("f"), 0).expect("parses");
         assert!(hashes.iter().all(|h| filter.may_contain(*h)), "no false negatives");
-        let false_positives =
-            (10_000..110_000_u32).filter(|i| filter.may_contain(key_hash(&i.to_be_bytes()))).count();
+        let false_positives = (10_000..110_000_u32)
+            .filter(|i| filter.may_contain(key_hash(&i.to_be_bytes())))
+            .count();
         assert!(false_positives < 2_000, "{false_positives} of 100000 absent keys pass");
     }
 

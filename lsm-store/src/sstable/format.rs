@@ -135,7 +135,10 @@ pub(crate) fn read_block(source: Source<'_>, handle: Handle, kind: BlockKind) ->
     let raw_len = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
     if codec == Codec::None as u8 {
         if raw_len != payload.len() {
-            return Err(corrupt(format!("raw length {raw_len} of a block of {} bytes", payload.len())));
+            return Err(corrupt(format!(
+                "raw length {raw_len} of a block of {} bytes",
+                payload.len()
+            )));
         }
         buf.truncate(len);
         return Ok(Bytes::from(buf));
@@ -144,7 +147,10 @@ pub(crate) fn read_block(source: Source<'_>, handle: Handle, kind: BlockKind) ->
         return Err(corrupt(format!("unknown block codec {codec}")));
     }
     if raw_len > BLOCK_RAW_BYTES_MAX || raw_len > payload.len().saturating_mul(LZ4_EXPANSION_MAX) {
-        return Err(corrupt(format!("raw length {raw_len} cannot come from {} bytes", payload.len())));
+        return Err(corrupt(format!(
+            "raw length {raw_len} cannot come from {} bytes",
+            payload.len()
+        )));
     }
     let mut raw = vec![0; raw_len];
     match lz4_flex::block::decompress_into(payload, &mut raw) {
@@ -211,7 +217,9 @@ impl Footer {
     fn decode(buf: &[u8; FOOTER_BYTES], path: &Path, offset: u64) -> Result<Self> {
         let corrupt = |detail: String| Error::corruption(path, offset, detail);
         if !buf.ends_with(&MAGIC) {
-            return Err(corrupt("no table footer: magic bytes missing (truncated or not a table)".to_owned()));
+            return Err(corrupt(
+                "no table footer: magic bytes missing (truncated or not a table)".to_owned(),
+            ));
         }
         let decode = |e: DecodeError| Error::decode(path, offset, e);
         let mut reader = Reader::new(buf);

@@ -67,7 +67,13 @@ impl TableMeta {
 
 /// The digest of one entry. Sums of it do not depend on order, so what a job read must equal what it
 /// wrote plus what it dropped.
-pub(crate) fn entry_digest(scratch: &mut Vec<u8>, key: &[u8], sequence: u64, kind: Kind, value: &[u8]) -> u64 {
+pub(crate) fn entry_digest(
+    scratch: &mut Vec<u8>,
+    key: &[u8],
+    sequence: u64,
+    kind: Kind,
+    value: &[u8],
+) -> u64 {
     scratch.clear();
     scratch.extend_from_slice(&(key.len() as u64).to_le_bytes());
     scratch.extend_from_slice(key);

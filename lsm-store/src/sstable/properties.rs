@@ -61,7 +61,9 @@ pub(crate) fn put_internal_key(buf: &mut Vec<u8>, key: &InternalKey) {
     put_length_prefixed(buf, &key.user_key);
 }
 
-pub(crate) fn read_internal_key(reader: &mut Reader<'_>) -> std::result::Result<InternalKey, DecodeError> {
+pub(crate) fn read_internal_key(
+    reader: &mut Reader<'_>,
+) -> std::result::Result<InternalKey, DecodeError> {
     let sequence = reader.varint()?;
     Ok(InternalKey { user_key: reader.length_prefixed()?.to_vec(), sequence })
 }
@@ -98,7 +100,8 @@ impl Properties {
     }
 
     pub(crate) fn decode(raw: &[u8], path: &Path, offset: u64) -> Result<Self> {
-        Self::decode_fields(raw).map_err(|what| Error::corruption(path, offset, format!("properties: {what}")))
+        Self::decode_fields(raw)
+            .map_err(|what| Error::corruption(path, offset, format!("properties: {what}")))
     }
 
     fn decode_fields(raw: &[u8]) -> std::result::Result<Self, String> {
@@ -161,7 +164,9 @@ impl Properties {
                         *at = value.varint().map_err(text)?;
                     }
                 }
-                TAG_TOMBSTONE_DENSE_BLOCKS => p.tombstone_dense_blocks = value.varint().map_err(text)?,
+                TAG_TOMBSTONE_DENSE_BLOCKS => {
+                    p.tombstone_dense_blocks = value.varint().map_err(text)?
+                }
                 TAG_CODEC => p.codec = value.varint().map_err(text)?,
                 TAG_DATA_BLOCKS => p.data_blocks = value.varint().map_err(text)?,
                 TAG_CREATOR => p.creator = value.bytes(value.remaining()).map_err(text)?.to_vec(),

@@ -76,7 +76,10 @@ impl Table {
             return Err(Error::corruption(
                 path,
                 blocks_end,
-                format!("another table: uid {:032x} where the manifest says {:032x}", footer.uid, meta.uid),
+                format!(
+                    "another table: uid {:032x} where the manifest says {:032x}",
+                    footer.uid, meta.uid
+                ),
             ));
         }
         let source = Source { file: &*file, path, uid: meta.uid, blocks_end };
@@ -86,11 +89,15 @@ impl Table {
         let top_raw = read_block(source, footer.top, BlockKind::Top)?;
         let top = top::decode(&top_raw, path, footer.top.offset)?;
         let entries = top.iter().fold(0_u64, |sum, t| sum.saturating_add(t.entries));
-        if entries != meta.entries || top.last().is_none_or(|t| t.last_key != meta.largest.user_key) {
+        if entries != meta.entries || top.last().is_none_or(|t| t.last_key != meta.largest.user_key)
+        {
             return Err(Error::corruption(
                 path,
                 footer.top.offset,
-                format!("top block of {entries} entries does not match the {} of the manifest", meta.entries),
+                format!(
+                    "top block of {entries} entries does not match the {} of the manifest",
+                    meta.entries
+                ),
             ));
         }
         Ok(Self {
@@ -164,7 +171,12 @@ impl Table {
     }
 
     fn source(&self) -> Source<'_> {
-        Source { file: &*self.file, path: &self.path, uid: self.meta.uid, blocks_end: self.blocks_end }
+        Source {
+            file: &*self.file,
+            path: &self.path,
+            uid: self.meta.uid,
+            blocks_end: self.blocks_end,
+        }
     }
 
     pub(crate) fn corrupt(&self, handle: Handle, detail: &str) -> Error {
@@ -173,7 +185,8 @@ impl Table {
 
     /// Whether a user key is within the table's bounds.
     pub(crate) fn covers(&self, key: &[u8]) -> bool {
-        self.meta.smallest.user_key.as_slice() <= key && key <= self.meta.largest.user_key.as_slice()
+        self.meta.smallest.user_key.as_slice() <= key
+            && key <= self.meta.largest.user_key.as_slice()
     }
 
     /// The newest version of `key` at or below `sequence`. `hash` is the key's
@@ -199,7 +212,11 @@ impl Table {
         if !data.valid() || data.key() != key {
             return Ok(None);
         }
-        Ok(Some(Version { sequence: data.sequence(), kind: data.kind(), value: data.value_bytes() }))
+        Ok(Some(Version {
+            sequence: data.sequence(),
+            kind: data.kind(),
+            value: data.value_bytes(),
+        }))
     }
 }
 
@@ -223,5 +240,9 @@ fn check_properties(p: &Properties, meta: &TableMeta, path: &Path, offset: u64) 
         && p.superseded == meta.superseded
         && p.superseded_at == meta.superseded_at
         && p.kv_digest == meta.kv_digest;
-    if same { Ok(()) } else { Err(Error::corruption(path, offset, "properties differ from what the manifest says")) }
+    if same {
+        Ok(())
+    } else {
+        Err(Error::corruption(path, offset, "properties differ from what the manifest says"))
+    }
 }

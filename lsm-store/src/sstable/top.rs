@@ -38,7 +38,8 @@ pub(crate) fn encode(entries: &[TopEntry]) -> Vec<u8> {
 }
 
 pub(crate) fn decode(raw: &[u8], path: &Path, offset: u64) -> Result<Vec<TopEntry>> {
-    let entries = decode_entries(raw).map_err(|e| Error::corruption(path, offset, format!("top block: {}", e.what)))?;
+    let entries = decode_entries(raw)
+        .map_err(|e| Error::corruption(path, offset, format!("top block: {}", e.what)))?;
     if entries.is_empty() {
         return Err(Error::corruption(path, offset, "top block without partitions"));
     }

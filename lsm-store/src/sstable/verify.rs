@@ -43,13 +43,23 @@ pub(crate) fn verify_table(table: &Table) -> Result<u64> {
             index.next()?;
         }
         if check.entries - before != top.entries {
-            return Err(table.corrupt(top.index, "index partition has another number of entries than the top block says"));
+            return Err(table.corrupt(
+                top.index,
+                "index partition has another number of entries than the top block says",
+            ));
         }
         if u64::from(filter.keys()) != keys {
-            return Err(table.corrupt(top.filter, "filter has another number of keys than its partition"));
+            return Err(
+                table.corrupt(top.filter, "filter has another number of keys than its partition")
+            );
         }
-        if check.last.as_ref().is_none_or(|l| l.user_key != top.last_key) || !partition_keys.insert(&top.last_key) {
-            return Err(table.corrupt(top.index, "index partition does not end with the key the top block says"));
+        if check.last.as_ref().is_none_or(|l| l.user_key != top.last_key)
+            || !partition_keys.insert(&top.last_key)
+        {
+            return Err(table.corrupt(
+                top.index,
+                "index partition does not end with the key the top block says",
+            ));
         }
         check.blocks += 2;
     }
@@ -70,7 +80,11 @@ fn verify_digest(table: &Table) -> Result<()> {
     if digester.finish() == table.meta().digest {
         Ok(())
     } else {
-        Err(Error::corruption(table.path(), 0, "digest of the file differs from what the manifest says"))
+        Err(Error::corruption(
+            table.path(),
+            0,
+            "digest of the file differs from what the manifest says",
+        ))
     }
 }
 
@@ -103,7 +117,8 @@ impl Check<'_> {
         let mut keys = 0;
         while data.valid() {
             let (key, sequence) = (data.key(), data.sequence());
-            let order = self.last.as_ref().map(|l| compare((&l.user_key, l.sequence), (key, sequence)));
+            let order =
+                self.last.as_ref().map(|l| compare((&l.user_key, l.sequence), (key, sequence)));
             if order.is_some_and(|order| !order.is_lt()) {
                 return Err(corrupt("keys do not rise"));
             }
@@ -149,12 +164,15 @@ impl Check<'_> {
             && self.min_sequence == meta.min_sequence
             && self.max_sequence == meta.max_sequence
             && self.next_offset == self.table.data_end()
-            && self.table.properties().data_blocks + 2 * self.table.top().len() as u64 == self.blocks;
+            && self.table.properties().data_blocks + 2 * self.table.top().len() as u64
+                == self.blocks;
         if whole {
             Ok(self.blocks)
         } else {
             let handle = Handle { offset: self.table.data_end(), len: 0 };
-            Err(self.table.corrupt(handle, "counts, bounds or sums of the table differ from its entries"))
+            Err(self
+                .table
+                .corrupt(handle, "counts, bounds or sums of the table differ from its entries"))
         }
     }
 }

@@ -1,0 +1,114 @@
+//! The threads that flush and compact, each woken by a bell that holds one ring: what is to be done is
+//! in the store, not in messages, so any number of rings is one.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+
+use crate::error::{Error, Result};
+use crate::store::inner::{Bells, Inner};
+
+/// Wait after a failed job, doubled by each further failure up to the longest.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// The receiving ends of [`Bells`].
+#[derive(Debug)]
+pub(crate) struct Ears {
+    flush: Receiver<()>,
+    compaction: Receiver<()>,
+}
+
+/// Bells and ears.
+pub(crate) fn bells() -> (Bells, Ears) {
+    let (flush, flush_ear) = bounded(1);
+    let (compaction, compaction_ear) = bounded(1);
+    (Bells { flush, compaction }, Ears { flush: flush_ear, compaction: compaction_ear })
+}
+
+/// Starts the threads.
+///
+/// # Errors
+/// `Io` if the system has no more threads; those already started end at the next ring.
+pub(crate) fn start(inner: &Arc<Inner>, ears: Ears) -> Result<Vec<JoinHandle<()>>> {
+    let flush = spawn("lsm-flush", Arc::clone(inner), ears.flush, Inner::flush_once)?;
+    match spawn("lsm-compact", Arc::clone(inner), ears.compaction, Inner::compact_once) {
+        Ok(compaction) => Ok(vec![flush, compaction]),
+        Err(e) => {
+            stop(inner, vec![flush]);
+            Err(e)
+        }
+    }
+}
+
+/// Ends the threads after the jobs they are at. Returns whether none had panicked.
+pub(crate) fn stop(inner: &Inner, threads: Vec<JoinHandle<()>>) -> bool {
+    inner.state.lock().closing = true;
+    inner.changed.notify_all();
+    inner.ring_flush();
+    inner.ring_compaction();
+    threads.into_iter().fold(true, |sound, thread| thread.join().is_ok() && sound)
+}
+
+fn spawn(
+    name: &str,
+    inner: Arc<Inner>,
+    bell: Receiver<()>,
+    work: fn(&Inner) -> Result<bool>,
+) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // A panic is a broken invariant: nothing may be written after it, and nobody may wait for this thread.
+        let guard = PoisonOnPanic(&inner);
+        listen(&inner, &bell, work);
+        drop(guard);
+    });
+    thread.map_err(|source| Error::io("start a thread for", &inner_dir(name), source))
+}
+
+fn inner_dir(name: &str) -> std::path::PathBuf {
+    std::path::PathBuf::from(name)
+}
+
+struct PoisonOnPanic<'a>(&'a Inner);
+
+impl Drop for PoisonOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = "a background thread panicked: an invariant is broken".to_owned();
+            self.0.poison(&Error::Poisoned { reason });
+        }
+    }
+}
+
+fn listen(inner: &Inner, bell: &Receiver<()>, work: fn(&Inner) -> Result<bool>) {
+    let mut backoff = None;
+    loop {
+        let rung = match backoff {
+            None => bell.recv().map_err(|_closed| RecvTimeoutError::Disconnected),
+            Some(wait) => bell.recv_timeout(wait),
+        };
+        match rung {
+            Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        loop {
+            if inner.state.lock().closing {
+                return;
+            }
+            match work(inner) {
+                Ok(true) => backoff = None,
+                Ok(false) => {
+                    backoff = None;
+                    break;
+                }
+                Err(_recorded) => {
+                    backoff =
+                        Some(backoff.map_or(BACKOFF_MIN, |b: Duration| (b * 2).min(BACKOFF_MAX)));
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The manifest in force and what goes with it: file numbers, table uids, commits, rolling over.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::checksum::{Digester, fold64};
+use crate::error::{Error, Result};
+use crate::manifest::current::{Listing, manifest_path, refuse_lost_marker, switch};
+use crate::manifest::edit::Item;
+use crate::manifest::file::{self, Header, ManifestFile};
+use crate::manifest::state::ManifestState;
+use crate::options::{Executor, Options};
+use crate::types::FileNumber;
+use crate::vfs::Vfs;
+
+/// File numbers are reserved in the manifest this many at a time, so that one is never used twice even
+/// if what it was used for is lost in a crash.
+const NUMBERS_RESERVED: u64 = 64;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    store_id: u128,
+    file: ManifestFile,
+    state: ManifestState,
+    iteration: u64,
+    number: FileNumber,
+    /// The next unused number; below `state.next_file` it is reserved.
+    next: FileNumber,
+    /// Mixed into every uid; with threads, entropy.
+    uid_base: u128,
+    /// Names that could not be removed; the next open tries again.
+    leftovers: usize,
+}
+
+impl Catalog {
+    /// The state on disk, and the iteration and manifest it came from; the state of a new store if there is none.
+    pub(crate) fn read(
+        vfs: &dyn Vfs,
+        dir: &Path,
+        options: &Options,
+    ) -> Result<(ManifestState, Listing)> {
+        let listing = Listing::read(vfs, dir)?;
+        let Some((_, number)) = listing.current() else {
+            refuse_lost_marker(vfs, dir)?;
+            return Ok((ManifestState::create(&options.partitions), listing));
+        };
+        let path = manifest_path(dir, number);
+        let state = file::read(vfs, &path, options.store_id, number)?;
+        if let Some(mismatch) = state.partition_mismatch(&options.partitions) {
+            return Err(Error::InvalidArgument(format!("{}: {mismatch}", path.display())));
+        }
+        Ok((state, listing))
+    }
+
+    /// Writes a new manifest with `state` and puts it in force.
+    pub(crate) fn start(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        options: &Options,
+        executor: Executor,
+        mut state: ManifestState,
+        listing: &Listing,
+    ) -> Result<Self> {
+        // A manifest that a crash left behind may have a number that was never recorded as used.
+        let left = listing.manifests.last().map_or(0, |n| n.0 + 1);
+        let number = FileNumber(state.next_file.0.max(left));
+        let next = FileNumber(number.0 + 1);
+        state.next_file = FileNumber(next.0 + NUMBERS_RESERVED);
+        let iteration = listing.current().map_or(0, |(iteration, _)| iteration) + 1;
+        let uid_base = uid_base(options, executor, number);
+        let header = Header { store_id: options.store_id, number, epoch: epoch(uid_base, number) };
+        let file = ManifestFile::create(&*vfs, &manifest_path(dir, number), header, &state)?;
+        let leftovers = switch(&*vfs, dir, iteration, number)?;
+        Ok(Self {
+            vfs,
+            dir: dir.to_path_buf(),
+            store_id: options.store_id,
+            file,
+            state,
+            iteration,
+            number,
+            next,
+            uid_base,
+            leftovers,
+        })
+    }
+
+    pub(crate) const fn state(&self) -> &ManifestState {
+        &self.state
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    pub(crate) const fn leftovers(&self) -> usize {
+        self.leftovers
+    }
+
+    /// A number for a new file, and a uid that no other table has.
+    ///
+    /// # Errors
+    /// As [`Catalog::commit`].
+    pub(crate) fn allocate(&mut self) -> Result<(FileNumber, u128)> {
+        if self.next >= self.state.next_file {
+            self.commit(&[Item::NextFile(FileNumber(self.next.0 + NUMBERS_RESERVED))])?;
+        }
+        let number = self.next;
+        self.next = FileNumber(number.0 + 1);
+        Ok((number, mix(self.uid_base, number.0)))
+    }
+
+    /// The state that an edit would lead to.
+    ///
+    /// # Errors
+    /// `Poisoned` if the edit contradicts the state: a bug, after which the store must not go on.
+    pub(crate) fn prepare(&self, items: &[Item]) -> Result<ManifestState> {
+        let mut state = self.state.clone();
+        match state.apply(items) {
+            Ok(()) => Ok(state),
+            Err(detail) => {
+                Err(Error::Poisoned { reason: format!("invalid manifest edit: {detail}") })
+            }
+        }
+    }
+
+    /// Makes an edit durable. If appending it fails, a new manifest with the whole state settles whether
+    /// it happened.
+    ///
+    /// # Errors
+    /// If the new manifest fails too, or the edit contradicts the state: what is on disk is then unknown
+    /// and the store must not go on.
+    pub(crate) fn commit(&mut self, items: &[Item]) -> Result<()> {
+        let state = self.prepare(items)?;
+        let appended = self.file.append(items);
+        self.state = state;
+        if appended.is_err() || self.file.should_roll() {
+            return self.roll();
+        }
+        Ok(())
+    }
+
+    /// Writes a new manifest with the present state and puts it in force.
+    fn roll(&mut self) -> Result<()> {
+        let number = self.next;
+        self.next = FileNumber(number.0 + 1);
+        // The snapshot itself reserves, so there is always a number to roll with.
+        self.state.next_file =
+            FileNumber(self.state.next_file.0.max(self.next.0 + NUMBERS_RESERVED));
+        let header =
+            Header { store_id: self.store_id, number, epoch: epoch(self.uid_base, number) };
+        self.file = ManifestFile::create(
+            &*self.vfs,
+            &manifest_path(&self.dir, number),
+            header,
+            &self.state,
+        )?;
+        self.iteration += 1;
+        self.number = number;
+        self.leftovers = switch(&*self.vfs, &self.dir, self.iteration, number)?;
+        Ok(())
+    }
+
+    /// What the manifest on disk amounts to; for comparison with [`Catalog::state`].
+    pub(crate) fn reread(&self) -> Result<ManifestState> {
+        file::read(&*self.vfs, self.file.path(), self.store_id, self.number)
+    }
+
+    /// Makes everything written durable, for a clean close.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync()
+    }
+}
+
+fn mix(base: u128, number: u64) -> u128 {
+    let mut digester = Digester::new();
+    digester.update(&base.to_le_bytes());
+    digester.update(&number.to_le_bytes());
+    digester.finish()
+}
+
+fn epoch(base: u128, number: FileNumber) -> u64 {
+    fold64(mix(!base, number.0)).max(1)
+}
+
+/// What all uids of this open are derived from: seed, store and manifest number, so that two opens with
+/// one seed still differ; with threads also entropy of several sources, none of which is trusted alone.
+fn uid_base(options: &Options, executor: Executor, manifest: FileNumber) -> u128 {
+    let mut digester = Digester::new();
+    digester.update(&options.store_id.to_le_bytes());
+    digester.update(&options.uid_seed.to_le_bytes());
+    digester.update(&manifest.0.to_le_bytes());
+    if executor == Executor::Threads {
+        digester.update(&entropy());
+    }
+    digester.finish()
+}
+
+/// The operating system's randomness by way of the standard library's hash keys, the time and the process.
+fn entropy() -> Vec<u8> {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let mut bytes = Vec::new();
+    for _ in 0..2 {
+        bytes.extend_from_slice(&RandomState::new().build_hasher().finish().to_le_bytes());
+    }
+    let since =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    bytes.extend_from_slice(&since.as_nanos().to_le_bytes());
+    bytes.extend_from_slice(&std::process::id().to_le_bytes());
+    bytes
+}

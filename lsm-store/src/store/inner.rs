@@ -1,0 +1,296 @@
+//! The store behind its handles: shared state, freezing, installing, poisoning.
+//!
+//! ```text
+//! writer ─► active memtable ─freeze─► frozen memtables ─flush─► level 0 ─compaction─► lower levels
+//!              │ publish                                │ install
+//!              ▼                                        ▼
+//!           visible                               superversion          ◄── readers load both, lock nothing
+//! ```
+//!
+//! Locks, always taken in this order and released in reverse:
+//! 1. `catalog`: serialises changes of the manifest; held across their I/O. Taken by jobs and by
+//!    [`Store::set_floor`](super::Store::set_floor), never by readers, runs or freezing.
+//! 2. `state`: memtables, version, flags. Held for a few instructions, never across I/O; `changed` goes with it.
+//! 3. `retention`, then the table graveyard: leaves.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Sender, TrySendError};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::cache::BlockCache;
+use crate::error::{Error, IoContext, Result};
+use crate::manifest::current::{table_dir, table_path};
+use crate::manifest::edit::Item;
+use crate::manifest::state::ManifestState;
+use crate::manifest::version::Version;
+use crate::memtable::{FreezePoint, MemSet};
+use crate::options::{Executor, Options};
+use crate::sstable::TableMeta;
+use crate::sstable::reader::{Graveyard, Table};
+use crate::store::catalog::Catalog;
+use crate::store::metrics::Counters;
+use crate::store::retention::Retention;
+use crate::store::superversion::{SuperVersion, Visible};
+use crate::types::{FileNumber, Position};
+use crate::vfs::{Vfs, VfsLock};
+
+/// What changes under the `state` lock.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) active: Arc<MemSet>,
+    /// Oldest first.
+    pub(crate) frozen: Vec<Arc<MemSet>>,
+    pub(crate) version: Arc<Version>,
+    /// The open tables of the version.
+    pub(crate) tables: BTreeMap<FileNumber, Arc<Table>>,
+    /// Tables hold everything up to here.
+    pub(crate) durable: Position,
+    /// A run was begun and neither published nor dropped.
+    pub(crate) run_open: bool,
+    pub(crate) flushing: bool,
+    pub(crate) compacting: bool,
+    pub(crate) closing: bool,
+    /// Why the store accepts no more writes.
+    pub(crate) poison: Option<String>,
+    /// Failed background jobs so far, and what the last one failed of.
+    pub(crate) failures: u64,
+    pub(crate) last_failure: String,
+}
+
+impl State {
+    pub(crate) fn superversion(&self) -> SuperVersion {
+        SuperVersion {
+            active: Arc::clone(&self.active),
+            frozen: self.frozen.clone(),
+            version: Arc::clone(&self.version),
+        }
+    }
+
+    /// Refuses writes to a store that is closed or poisoned.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.closing {
+            return Err(Error::Closed);
+        }
+        match &self.poison {
+            Some(reason) => Err(Error::Poisoned { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The most runs in level 0 of any partition.
+    pub(crate) fn l0_runs(&self) -> usize {
+        self.version.partitions.iter().map(|p| p.runs.len()).max().unwrap_or(0)
+    }
+
+    /// The error of a wait that gave up.
+    pub(crate) fn stalled(&self, since: Option<Instant>) -> Error {
+        let waited =
+            since.map_or(0, |s| u64::try_from(s.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let last = if self.last_failure.is_empty() {
+            String::new()
+        } else {
+            format!("; last failure: {}", self.last_failure)
+        };
+        Error::Stalled {
+            waited_ms: waited,
+            frozen: self.frozen.len(),
+            l0_runs: self.l0_runs(),
+            last,
+        }
+    }
+}
+
+/// Rings the background threads.
+#[derive(Debug)]
+pub(crate) struct Bells {
+    pub(crate) flush: Sender<()>,
+    pub(crate) compaction: Sender<()>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) vfs: Arc<dyn Vfs>,
+    pub(crate) dir: PathBuf,
+    pub(crate) options: Options,
+    pub(crate) executor: Executor,
+    pub(crate) cache: Arc<BlockCache>,
+    pub(crate) graveyard: Graveyard,
+    pub(crate) superversion: ArcSwap<SuperVersion>,
+    /// Replaced as a whole by a publish, so position and all sequence numbers change together.
+    pub(crate) visible: ArcSwap<Visible>,
+    pub(crate) retention: Mutex<Retention>,
+    pub(crate) catalog: Mutex<Catalog>,
+    pub(crate) state: Mutex<State>,
+    /// Notified when memtables, version or flags of `state` change.
+    pub(crate) changed: Condvar,
+    /// `None` with [`Executor::Inline`].
+    pub(crate) bells: Option<Bells>,
+    pub(crate) counters: Counters,
+    pub(crate) dir_lock: Mutex<Option<Box<dyn VfsLock>>>,
+}
+
+impl Inner {
+    /// Stops all writes for good. The first reason stays.
+    pub(crate) fn poison(&self, reason: &Error) {
+        let mut state = self.state.lock();
+        if state.poison.is_none() {
+            state.poison = Some(match reason {
+                Error::Poisoned { reason } => reason.clone(),
+                other => other.to_string(),
+            });
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Whether a freeze at the next run boundary is due.
+    pub(crate) fn freeze_is_due(&self, active: &MemSet) -> bool {
+        active.bytes() >= self.options.memtable_bytes
+    }
+
+    /// Freezes the active memtables at what is visible, if that moves anything. No run may be open.
+    pub(crate) fn freeze(&self, state: &mut MutexGuard<'_, State>) {
+        assert!(!state.run_open, "freeze inside a run");
+        let visible = self.visible.load();
+        let frozen_to =
+            state.frozen.last().and_then(|s| s.freeze_point()).map(|p| p.position.index);
+        let newest = frozen_to.unwrap_or(state.durable.index);
+        if state.active.entries() == 0 && visible.position.index <= newest {
+            return;
+        }
+        state.active.freeze(FreezePoint {
+            position: visible.position.clone(),
+            sequences: visible.sequences.clone(),
+        });
+        let fresh = Arc::new(MemSet::new(self.options.partitions.len()));
+        let full = std::mem::replace(&mut state.active, fresh);
+        state.frozen.push(full);
+        self.superversion.store(Arc::new(state.superversion()));
+    }
+
+    /// Wakes the thread that flushes.
+    pub(crate) fn ring_flush(&self) {
+        if let Some(bells) = &self.bells {
+            ring(&bells.flush);
+        }
+    }
+
+    /// Wakes the thread that compacts.
+    pub(crate) fn ring_compaction(&self) {
+        if let Some(bells) = &self.bells {
+            ring(&bells.compaction);
+        }
+    }
+
+    /// Opens an output for reading: footer and properties come back from the medium before anything
+    /// refers to the table.
+    pub(crate) fn open_table(&self, meta: TableMeta) -> Result<Arc<Table>> {
+        let path = table_path(&self.dir, meta.number);
+        let (cache, graveyard) = (Arc::clone(&self.cache), Arc::clone(&self.graveyard));
+        Table::open(&*self.vfs, &path, meta, cache, graveyard).map(Arc::new)
+    }
+
+    /// Makes the names of new tables durable.
+    ///
+    /// # Errors
+    /// `Io`; the store is then poisoned, because a second sync of the directory would prove nothing.
+    pub(crate) fn sync_table_dir(&self) -> Result<()> {
+        let dir = table_dir(&self.dir);
+        let synced = self.vfs.sync_dir(&dir).context("sync", &dir);
+        if let Err(e) = &synced {
+            self.poison(e);
+        }
+        synced
+    }
+
+    /// Makes an edit durable and the version it leads to current, in this order.
+    ///
+    /// # Errors
+    /// If the edit cannot be made durable or contradicts the version; the store is then poisoned.
+    pub(crate) fn install(
+        &self,
+        edit: impl FnOnce(&ManifestState) -> Vec<Item>,
+        opened: &[Arc<Table>],
+        removed: &[FileNumber],
+        update: impl FnOnce(&mut State),
+    ) -> Result<()> {
+        let mut catalog = self.catalog.lock();
+        let state = self.state.lock();
+        state.check_writable()?;
+        let mut tables = state.tables.clone();
+        drop(state);
+        let items = edit(catalog.state());
+        for table in opened {
+            tables.insert(table.meta().number, Arc::clone(table));
+        }
+        let gone: Vec<_> = removed.iter().filter_map(|number| tables.remove(number)).collect();
+        let installed = catalog.prepare(&items).and_then(|next| {
+            let version = Version::build(&next, &tables, catalog.path())?;
+            catalog.commit(&items)?;
+            Ok(version)
+        });
+        let version = match installed {
+            Ok(version) => version,
+            Err(e) => {
+                drop(catalog);
+                self.poison(&e);
+                return Err(e);
+            }
+        };
+        let mut state = self.state.lock();
+        state.version = Arc::new(version);
+        state.tables = tables;
+        update(&mut state);
+        let before = self.superversion.swap(Arc::new(state.superversion()));
+        drop(state);
+        drop(catalog);
+        gone.iter().for_each(|table| table.retire());
+        drop(gone);
+        drop(before);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Unlinks the files of tables that nobody uses any more. What cannot be unlinked is counted and
+    /// removed by the next open.
+    pub(crate) fn bury(&self) {
+        let paths = std::mem::take(&mut *self.graveyard.lock());
+        for path in paths {
+            match self.vfs.unlink(&path) {
+                Ok(()) => self.counters.tables_removed.add(1),
+                Err(_left) => self.counters.files_left.add(1),
+            }
+        }
+    }
+
+    /// Removes outputs of a job that failed, as far as that works.
+    pub(crate) fn remove_outputs(&self, paths: &[PathBuf]) {
+        for path in paths {
+            if self.vfs.unlink(path).is_err() {
+                self.counters.files_left.add(1);
+            }
+        }
+    }
+
+    /// Remembers the failure of a background job.
+    pub(crate) fn record_failure(&self, failure: &Error) {
+        let mut state = self.state.lock();
+        state.failures += 1;
+        state.last_failure = failure.to_string();
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+/// A bell that rings already is enough.
+fn ring(bell: &Sender<()>) {
+    match bell.try_send(()) {
+        Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
+    }
+}

@@ -1,0 +1,183 @@
+//! What the store counts, and how it is shown.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::manifest::version::Levels;
+use crate::sstable::reader::Table;
+use crate::store::inner::Inner;
+
+/// A number that only rises.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, by: u64) {
+        self.0.fetch_add(by, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counted since the store was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) runs: Counter,
+    pub(crate) flushes: Counter,
+    pub(crate) flush_bytes: Counter,
+    pub(crate) compactions: Counter,
+    pub(crate) trivial_moves: Counter,
+    pub(crate) compaction_bytes_read: Counter,
+    pub(crate) compaction_bytes_written: Counter,
+    pub(crate) shadowed_dropped: Counter,
+    pub(crate) deletes_dropped: Counter,
+    pub(crate) stalls: Counter,
+    pub(crate) tables_removed: Counter,
+    pub(crate) files_left: Counter,
+}
+
+/// One level of one partition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LevelMetrics {
+    /// Tables in the level.
+    pub tables: usize,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// Their entries: versions, deletes included.
+    pub entries: u64,
+}
+
+/// One partition.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PartitionMetrics {
+    /// Runs in level 0.
+    pub l0_runs: usize,
+    /// All levels, level 0 first.
+    pub levels: Vec<LevelMetrics>,
+    /// Retention floor.
+    pub floor: u64,
+    /// Newest published sequence number.
+    pub last_sequence: u64,
+}
+
+/// The state of the store now, and what it did since it was opened. All sizes in bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// Per partition.
+    pub partitions: Vec<PartitionMetrics>,
+    /// Memory of the active memtables.
+    pub active_memtable_bytes: u64,
+    /// Memory of frozen memtables that wait for their flush.
+    pub frozen_memtable_bytes: u64,
+    /// Frozen memtable sets.
+    pub frozen_memtables: usize,
+    /// Views in use.
+    pub views: usize,
+    /// Index of the last published position.
+    pub visible_index: u64,
+    /// Index of the position that tables hold everything up to.
+    pub durable_index: u64,
+    /// Runs published.
+    pub runs: u64,
+    /// Flushes done, those that only moved the position included.
+    pub flushes: u64,
+    /// Size of the tables that flushes wrote.
+    pub flush_bytes: u64,
+    /// Compactions done that merged tables.
+    pub compactions: u64,
+    /// Compactions done by moving tables as they are.
+    pub trivial_moves: u64,
+    /// Size of the tables that compactions read.
+    pub compaction_bytes_read: u64,
+    /// Size of the tables that compactions wrote.
+    pub compaction_bytes_written: u64,
+    /// Versions dropped because a newer one hides them.
+    pub shadowed_dropped: u64,
+    /// Deletes dropped because nothing was left to hide.
+    pub deletes_dropped: u64,
+    /// Waits for background work at the beginning of a run.
+    pub stalls: u64,
+    /// Files of replaced tables that were removed.
+    pub tables_removed: u64,
+    /// Files that could not be removed; the next open tries again.
+    pub files_left: u64,
+    /// Failed background jobs; they are tried again.
+    pub job_failures: u64,
+    /// What the last failed background job failed of; empty without one.
+    pub last_job_failure: String,
+    /// Why the store accepts no more writes, if so.
+    pub poisoned: Option<String>,
+    /// Blocks found in the cache.
+    pub cache_hits: u64,
+    /// Blocks that had to be read.
+    pub cache_misses: u64,
+    /// Bytes the cache holds.
+    pub cache_bytes: u64,
+}
+
+impl Inner {
+    pub(crate) fn metrics(&self) -> Metrics {
+        let superversion = self.superversion.load_full();
+        let visible = self.visible.load_full();
+        let retention = self.retention.lock();
+        let views = retention.pins();
+        let partition = |(i, levels): (usize, &Levels)| PartitionMetrics {
+            l0_runs: levels.runs.len(),
+            levels: level_metrics(levels),
+            floor: retention.floor(i, visible.sequence(i)),
+            last_sequence: visible.sequence(i),
+        };
+        let partitions =
+            superversion.version.partitions.iter().enumerate().map(partition).collect();
+        drop(retention);
+        let (cache_hits, cache_misses, cache_bytes) = self.cache.counts();
+        let state = self.state.lock();
+        let (durable_index, job_failures, last_job_failure, poisoned) =
+            (state.durable.index, state.failures, state.last_failure.clone(), state.poison.clone());
+        drop(state);
+        let c = &self.counters;
+        Metrics {
+            partitions,
+            active_memtable_bytes: superversion.active.bytes() as u64,
+            frozen_memtable_bytes: superversion.frozen.iter().map(|s| s.bytes() as u64).sum(),
+            frozen_memtables: superversion.frozen.len(),
+            views,
+            visible_index: visible.position.index,
+            durable_index,
+            runs: c.runs.get(),
+            flushes: c.flushes.get(),
+            flush_bytes: c.flush_bytes.get(),
+            compactions: c.compactions.get(),
+            trivial_moves: c.trivial_moves.get(),
+            compaction_bytes_read: c.compaction_bytes_read.get(),
+            compaction_bytes_written: c.compaction_bytes_written.get(),
+            shadowed_dropped: c.shadowed_dropped.get(),
+            deletes_dropped: c.deletes_dropped.get(),
+            stalls: c.stalls.get(),
+            tables_removed: c.tables_removed.get(),
+            files_left: c.files_left.get(),
+            job_failures,
+            last_job_failure,
+            poisoned,
+            cache_hits,
+            cache_misses,
+            cache_bytes,
+        }
+    }
+}
+
+fn level_metrics(levels: &Levels) -> Vec<LevelMetrics> {
+    let sum = |tables: &mut dyn Iterator<Item = &Arc<Table>>| {
+        tables.fold(LevelMetrics::default(), |sum, table| LevelMetrics {
+            tables: sum.tables + 1,
+            bytes: sum.bytes + table.meta().len,
+            entries: sum.entries + table.meta().entries,
+        })
+    };
+    let first = sum(&mut levels.runs.iter().flat_map(|r| r.tables.iter()));
+    let lower = levels.levels.iter().skip(1).map(|tables| sum(&mut tables.iter()));
+    std::iter::once(first).chain(lower).collect()
+}

@@ -1,0 +1,143 @@
+//! Opening a store.
+//!
+//! 1. Directories exist and are durable; the lock is taken, for as long as the store is open.
+//! 2. The marker with the highest iteration names the manifest; its snapshot and edits give the state.
+//!    Without a marker the store is new, unless there are tables: then somebody lost the marker.
+//! 3. Every table of the state is opened: length, footer, properties and top block must be what the
+//!    manifest says. A missing or damaged one refuses the open and is named.
+//! 4. A new manifest with the state is written and put in force: recovery never appends to an old one.
+//! 5. Tables that nothing refers to are removed: only names the store would give, with numbers that the
+//!    manifest says were given out.
+//!
+//! A crash at any step leaves the old manifest or the new one in force, and both say the same.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::{Condvar, Mutex};
+
+use crate::cache::BlockCache;
+use crate::error::{Error, IoContext, Result};
+use crate::manifest::current::{lock_path, parse_table, table_dir, table_path};
+use crate::manifest::state::ManifestState;
+use crate::manifest::version::Version;
+use crate::memtable::MemSet;
+use crate::options::{Executor, Options};
+use crate::sstable::reader::{Graveyard, Table};
+use crate::store::catalog::Catalog;
+use crate::store::inner::{Bells, Inner, State};
+use crate::store::metrics::Counters;
+use crate::store::retention::Retention;
+use crate::store::superversion::{SuperVersion, Visible};
+use crate::vfs::{Vfs, VfsLock, create_dir_durable};
+
+/// Opens or creates the store in `dir`.
+pub(crate) fn open(
+    vfs: Arc<dyn Vfs>,
+    dir: &Path,
+    options: Options,
+    executor: Executor,
+    bells: Option<Bells>,
+) -> Result<Inner> {
+    if let Some(problem) = options.problem() {
+        return Err(Error::InvalidArgument(problem));
+    }
+    create_dir_durable(&*vfs, dir).context("create", dir)?;
+    let tables_in = table_dir(dir);
+    create_dir_durable(&*vfs, &tables_in).context("create", &tables_in)?;
+    let dir_lock = lock(&*vfs, dir)?;
+    let (state, listing) = Catalog::read(&*vfs, dir, &options)?;
+    let cache = Arc::new(BlockCache::new(options.cache_bytes));
+    let graveyard = Graveyard::default();
+    let tables = open_tables(&*vfs, dir, &state, &cache, &graveyard)?;
+    let given_out = state.next_file;
+    let catalog = Catalog::start(Arc::clone(&vfs), dir, &options, executor, state, &listing)?;
+    let state = catalog.state();
+    let version = Arc::new(Version::build(state, &tables, catalog.path())?);
+    let mut left = catalog.leftovers() as u64;
+    for path in vfs.list(&tables_in).context("list", &tables_in)? {
+        let orphan =
+            parse_table(&path).is_some_and(|n| n < given_out && !state.tables.contains_key(&n));
+        if orphan && vfs.unlink(&path).is_err() {
+            left += 1;
+        }
+    }
+    let active = Arc::new(MemSet::new(options.partitions.len()));
+    let keeps = options.partitions.iter().map(|p| p.keep);
+    let retention = Retention::new(keeps.zip(state.floors.iter().copied()));
+    let visible = Visible { position: state.position.clone(), sequences: state.sequences.clone() };
+    let superversion = SuperVersion {
+        active: Arc::clone(&active),
+        frozen: Vec::new(),
+        version: Arc::clone(&version),
+    };
+    let shared = State {
+        active,
+        frozen: Vec::new(),
+        version,
+        tables,
+        durable: state.position.clone(),
+        run_open: false,
+        flushing: false,
+        compacting: false,
+        closing: false,
+        poison: None,
+        failures: 0,
+        last_failure: String::new(),
+    };
+    let counters = Counters::default();
+    counters.files_left.add(left);
+    Ok(Inner {
+        vfs,
+        dir: dir.to_path_buf(),
+        options,
+        executor,
+        cache,
+        graveyard,
+        superversion: ArcSwap::from_pointee(superversion),
+        visible: ArcSwap::from_pointee(visible),
+        retention: Mutex::new(retention),
+        catalog: Mutex::new(catalog),
+        state: Mutex::new(shared),
+        changed: Condvar::new(),
+        bells,
+        counters,
+        dir_lock: Mutex::new(Some(dir_lock)),
+    })
+}
+
+fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn VfsLock>> {
+    let path = lock_path(dir);
+    let content = format!("pid {}\n", std::process::id());
+    vfs.lock(&path, content.as_bytes()).map_err(|source| {
+        if source.kind() == std::io::ErrorKind::WouldBlock {
+            Error::Locked { path: path.clone() }
+        } else {
+            Error::io("lock", &path, source)
+        }
+    })
+}
+
+fn open_tables(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    state: &ManifestState,
+    cache: &Arc<BlockCache>,
+    graveyard: &Graveyard,
+) -> Result<BTreeMap<crate::types::FileNumber, Arc<Table>>> {
+    let open =
+        |(number, placed): (&crate::types::FileNumber, &crate::manifest::edit::PlacedTable)| {
+            let path = table_path(dir, *number);
+            let table = Table::open(
+                vfs,
+                &path,
+                placed.meta.clone(),
+                Arc::clone(cache),
+                Arc::clone(graveyard),
+            )?;
+            Ok((*number, Arc::new(table)))
+        };
+    state.tables.iter().map(open).collect()
+}

@@ -1,0 +1,194 @@
+//! A run: batches applied one after the other that become visible together.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::internal_key::SEQUENCE_ABOVE_ALL;
+use crate::memtable::MemSet;
+use crate::store::inner::Inner;
+use crate::store::iter::Iter;
+use crate::store::superversion::Visible;
+use crate::types::{
+    Found, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Op, PartitionId, Position,
+    SequenceNumber,
+};
+
+/// Batches that become visible together by [`publish`](Run::publish). One run is open at a time.
+///
+/// Reads of a run see the newest versions, its own batches included. A run that is dropped without
+/// having been published poisons the store: what it applied cannot be taken back.
+#[derive(Debug)]
+pub struct Run {
+    inner: Arc<Inner>,
+    active: Arc<MemSet>,
+    position: Position,
+    /// Per partition the last number applied, this run included.
+    sequences: Vec<u64>,
+    published: bool,
+}
+
+impl Run {
+    pub(crate) fn new(
+        inner: Arc<Inner>,
+        active: Arc<MemSet>,
+        position: Position,
+        sequences: Vec<u64>,
+    ) -> Self {
+        Self { inner, active, position, sequences, published: false }
+    }
+
+    /// The position the run moves the store to.
+    #[must_use]
+    pub const fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Replaces [`Position::extra`]: often it is known only when the run was applied.
+    ///
+    /// # Errors
+    /// `TooLarge` above [`MAX_EXTRA_BYTES`].
+    pub fn set_extra(&mut self, extra: Vec<u8>) -> Result<()> {
+        check_extra(&extra)?;
+        self.position.extra = extra;
+        Ok(())
+    }
+
+    /// Applies a batch to a partition, under a number above the partition's last. All operations share
+    /// the number; of several on one key the last one wins.
+    ///
+    /// # Errors
+    /// `AlreadyApplied` if the number is not above the last; `TooLarge` for a key or value above its
+    /// limit; `InvalidArgument` for an unknown partition or a number above [`SequenceNumber::MAX`];
+    /// `Poisoned`, `Closed`. With any of them nothing of the batch was applied, and the run goes on.
+    pub fn apply(
+        &mut self,
+        partition: PartitionId,
+        sequence: SequenceNumber,
+        ops: &[Op<'_>],
+    ) -> Result<()> {
+        let last = self.sequences.get_mut(partition.slot()).ok_or_else(|| unknown(partition))?;
+        if sequence.0 <= *last {
+            return Err(Error::AlreadyApplied {
+                what: "sequence number",
+                asked: sequence.0,
+                last: *last,
+            });
+        }
+        if sequence > SequenceNumber::MAX {
+            return Err(Error::InvalidArgument(format!(
+                "sequence number {sequence} is above 56 bits"
+            )));
+        }
+        for op in ops {
+            check_size("key", op.key().len(), MAX_KEY_BYTES)?;
+            match op {
+                Op::Put { value, .. } => check_size("value", value.len(), MAX_VALUE_BYTES)?,
+                Op::Delete { .. } => {}
+            }
+        }
+        self.inner.state.lock().check_writable()?;
+        *last = sequence.0;
+        self.active.apply(partition.slot(), sequence.0, ops);
+        Ok(())
+    }
+
+    /// The newest version of a key, the run's own batches included.
+    ///
+    /// # Errors
+    /// `Io` or `Corruption` of a table; `InvalidArgument` for an unknown partition.
+    pub fn get(&self, partition: PartitionId, key: &[u8]) -> Result<Option<Found>> {
+        self.check_partition(partition)?;
+        self.inner.superversion.load().get(partition.slot(), key, SEQUENCE_ABOVE_ALL)
+    }
+
+    /// [`get`](Run::get) for many keys; results in the order of the keys.
+    ///
+    /// # Errors
+    /// As [`get`](Run::get): one failed key fails the call.
+    pub fn multi_get(&self, partition: PartitionId, keys: &[&[u8]]) -> Result<Vec<Option<Found>>> {
+        self.check_partition(partition)?;
+        let superversion = self.inner.superversion.load();
+        keys.iter().map(|key| superversion.get(partition.slot(), key, SEQUENCE_ABOVE_ALL)).collect()
+    }
+
+    /// Iterates the newest versions within bounds, with the run's own batches up to now.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an unknown partition.
+    pub fn iter(
+        &self,
+        partition: PartitionId,
+        lower: Bound<&[u8]>,
+        upper: Bound<&[u8]>,
+    ) -> Result<Iter> {
+        self.check_partition(partition)?;
+        let merge = self.inner.superversion.load().merge(partition.slot());
+        Ok(Iter::new(merge, self.last_sequence(partition).0, lower, upper))
+    }
+
+    /// The last number applied to a partition, this run included.
+    #[must_use]
+    pub fn last_sequence(&self, partition: PartitionId) -> SequenceNumber {
+        SequenceNumber(self.sequences.get(partition.slot()).copied().unwrap_or(0))
+    }
+
+    /// Whether the memtables will be frozen when the next run begins: what must be in tables together
+    /// with this run's position has to be applied now.
+    #[must_use]
+    pub fn freeze_is_due(&self) -> bool {
+        self.inner.freeze_is_due(&self.active)
+    }
+
+    /// Makes all batches visible at once, together with the position. Nothing is durable by this.
+    ///
+    /// # Errors
+    /// `Poisoned`, `Closed`: nothing became visible.
+    pub fn publish(mut self) -> Result<()> {
+        let mut state = self.inner.state.lock();
+        state.check_writable()?;
+        let visible = Visible {
+            position: std::mem::take(&mut self.position),
+            sequences: std::mem::take(&mut self.sequences),
+        };
+        self.inner.visible.store(Arc::new(visible));
+        state.run_open = false;
+        drop(state);
+        self.published = true;
+        self.inner.counters.runs.add(1);
+        Ok(())
+    }
+
+    fn check_partition(&self, partition: PartitionId) -> Result<()> {
+        if partition.slot() < self.sequences.len() { Ok(()) } else { Err(unknown(partition)) }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if self.published {
+            return;
+        }
+        let position = self.position.index;
+        let reason =
+            format!("the run at position {position} was dropped without having been published");
+        self.inner.poison(&Error::Poisoned { reason });
+        self.inner.state.lock().run_open = false;
+    }
+}
+
+pub(crate) fn unknown(partition: PartitionId) -> Error {
+    Error::InvalidArgument(format!("the store has no {partition}"))
+}
+
+pub(crate) fn check_extra(extra: &[u8]) -> Result<()> {
+    check_size("extra of a position", extra.len(), MAX_EXTRA_BYTES)
+}
+
+fn check_size(what: &'static str, size: usize, limit: usize) -> Result<()> {
+    if size <= limit {
+        Ok(())
+    } else {
+        Err(Error::TooLarge { what, size: size as u64, limit: limit as u64 })
+    }
+}

@@ -1,0 +1,75 @@
+//! What a reader looks at: memtables and tables at one moment, and what is visible of them.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::internal_key::Kind;
+use crate::iter::mem::MemIter;
+use crate::iter::merge::{MergeIter, Source};
+use crate::manifest::version::Version;
+use crate::memtable::MemSet;
+use crate::sstable::filter::key_hash;
+use crate::types::{Found, Position, SequenceNumber};
+
+/// Memtables and tables. Immutable but for the active memtable, which only grows; replaced as a whole
+/// when a memtable is frozen, a flush or a compaction installed.
+///
+/// Every superversion holds all that later ones hold at or below what was visible when it was made, so a
+/// reader may use whichever it loads *after* it has fixed the sequence number it reads at.
+#[derive(Debug)]
+pub(crate) struct SuperVersion {
+    pub(crate) active: Arc<MemSet>,
+    /// Oldest first.
+    pub(crate) frozen: Vec<Arc<MemSet>>,
+    pub(crate) version: Arc<Version>,
+}
+
+/// How far readers see.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Visible {
+    pub(crate) position: Position,
+    /// Per partition.
+    pub(crate) sequences: Vec<u64>,
+}
+
+impl Visible {
+    pub(crate) fn sequence(&self, partition: usize) -> u64 {
+        self.sequences.get(partition).copied().unwrap_or(0)
+    }
+}
+
+impl SuperVersion {
+    /// The value of `key` at `sequence`. Sources from newest to oldest; the first that knows the key
+    /// decides, and an error of any before that is an error of the read.
+    pub(crate) fn get(&self, partition: usize, key: &[u8], sequence: u64) -> Result<Option<Found>> {
+        for set in std::iter::once(&self.active).chain(self.frozen.iter().rev()) {
+            if let Some(entry) = set.table(partition).and_then(|t| t.get(key, sequence)) {
+                return Ok(found(entry.kind, entry.value, entry.sequence));
+            }
+        }
+        let Some(levels) = self.version.partitions.get(partition) else { return Ok(None) };
+        let version = levels.get(key, key_hash(key), sequence)?;
+        Ok(version.and_then(|v| found(v.kind, v.value, v.sequence)))
+    }
+
+    /// All entries of a partition in order.
+    pub(crate) fn merge(&self, partition: usize) -> MergeIter {
+        let mut sources = Vec::new();
+        for set in std::iter::once(&self.active).chain(self.frozen.iter().rev()) {
+            if set.table(partition).is_some_and(|t| !t.is_empty()) {
+                sources.push(Source::Mem(MemIter::new(Arc::clone(set), partition)));
+            }
+        }
+        if let Some(levels) = self.version.partitions.get(partition) {
+            levels.sources(true, &mut sources);
+        }
+        MergeIter::new(sources)
+    }
+}
+
+fn found(kind: Kind, value: bytes::Bytes, sequence: u64) -> Option<Found> {
+    match kind {
+        Kind::Value => Some(Found { value, sequence: SequenceNumber(sequence) }),
+        Kind::Delete => None,
+    }
+}

@@ -1,0 +1,74 @@
+//! Checks everything on disk against everything else.
+
+use crate::error::{Error, Result};
+use crate::manifest::version::Levels;
+use crate::sstable::verify::verify_table;
+use crate::store::inner::Inner;
+
+/// What [`Store::verify`](crate::Store::verify) looked at; all of it is sound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VerifyReport {
+    /// Tables read in full.
+    pub tables: usize,
+    /// Data, index and filter blocks read.
+    pub blocks: u64,
+    /// Entries seen: versions, deletes included.
+    pub entries: u64,
+    /// Bytes of tables read.
+    pub bytes: u64,
+}
+
+impl Inner {
+    pub(crate) fn verify(&self) -> Result<VerifyReport> {
+        // A superversion keeps its files while they are read; the manifest is compared under its lock.
+        let catalog = self.catalog.lock();
+        if catalog.reread()? != *catalog.state() {
+            return Err(Error::corruption(
+                catalog.path(),
+                0,
+                "the manifest does not say what is in force",
+            ));
+        }
+        let version = self.superversion.load_full();
+        let listed: Vec<_> = catalog.state().tables.keys().copied().collect();
+        let mut open: Vec<_> = version.version.tables().map(|t| t.meta().number).collect();
+        open.sort_unstable();
+        if listed != open {
+            return Err(Error::corruption(
+                catalog.path(),
+                0,
+                "the manifest lists other tables than are in use",
+            ));
+        }
+        let manifest = catalog.path().to_path_buf();
+        drop(catalog);
+        let mut report = VerifyReport::default();
+        for table in version.version.tables() {
+            report.blocks += verify_table(table)?;
+            report.tables += 1;
+            report.entries += table.meta().entries;
+            report.bytes += table.meta().len;
+        }
+        for levels in &version.version.partitions {
+            if let Some(detail) = age_problem(levels) {
+                return Err(Error::corruption(&manifest, 0, detail));
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// A newer run of level 0 holds only newer writes than an older one.
+fn age_problem(levels: &Levels) -> Option<String> {
+    for (newer, older) in levels.runs.iter().zip(levels.runs.iter().skip(1)) {
+        let oldest_of_newer = newer.tables.iter().map(|t| t.meta().min_sequence).min();
+        let newest_of_older = older.tables.iter().map(|t| t.meta().max_sequence).max();
+        if newer.epoch <= older.epoch || oldest_of_newer <= newest_of_older {
+            return Some(format!(
+                "runs {} and {} of level 0 are out of order",
+                newer.epoch, older.epoch
+            ));
+        }
+    }
+    None
+}
