@@ -297,6 +297,13 @@ fn open_segment(vfs: &dyn Vfs, dir: &Path, store_id: u128, number: u64) -> Resul
     let mut bytes = vec![0; usize::try_from(len.min(SEGMENT_HEADER_BYTES)).unwrap_or(0)];
     file.read_exact_at(&mut bytes, 0).context("read", &path)?;
     let header = SegmentHeader::decode(&path, &bytes, store_id, number)?;
+    if len < header.published_len {
+        let detail = format!(
+            "the file ends here, but it was {} bytes long from the beginning",
+            header.published_len
+        );
+        return Err(Error::corruption(&path, len, detail));
+    }
     Ok(OnDisk { path, file, header, len })
 }
 
@@ -348,6 +355,7 @@ fn copy_tail(
                 },
                 first_sequence: found.header.sequence,
                 published_end: end,
+                published_len: end,
                 copies: true,
             };
             buffer = header.encode();

@@ -12,8 +12,9 @@
 //! 64  8  checksum of the predecessor's last record, 0 if it has none
 //! 72  8  sequence number of the record for which the segment was begun
 //! 80  8  published end: bytes up to here were synced before the segment got its name
-//! 88  4  flags: bit 0, the segment holds copies made by recovery and no head record
-//! 92 28  zero
+//! 88  8  published length: the file was this long, durably, before it got its name
+//! 96  4  flags: bit 0, the segment holds copies made by recovery and no head record
+//! 100 20 zero
 //! 120 8  H(bytes 0..120) + bind(fold64(store id), segment number)
 //! ```
 
@@ -38,7 +39,7 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const MAGIC: [u8; 8] = *b"LSMWAL\0\x01";
 
 const FLAG_COPIES: u32 = 1;
-const RESERVED_BYTES: usize = 28;
+const RESERVED_BYTES: usize = 20;
 
 /// How a segment was ended: everything up to `end` is synced and whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,6 +67,8 @@ pub struct SegmentHeader {
     pub first_sequence: u64,
     /// Bytes up to here were synced before it got its name.
     pub published_end: u64,
+    /// The length of its file when it got its name: the file is never shorter.
+    pub published_len: u64,
     /// Whether it holds copies made by recovery, and no head record.
     pub copies: bool,
 }
@@ -86,6 +89,7 @@ impl SegmentHeader {
             self.predecessor.last_checksum,
             self.first_sequence,
             self.published_end,
+            self.published_len,
         ] {
             copy.extend_from_slice(&field.to_le_bytes());
         }
@@ -169,6 +173,7 @@ fn parse_copy(bytes: &[u8]) -> std::result::Result<Parsed, DecodeError> {
         Seal { segment: reader.u64()?, end: reader.u64()?, last_checksum: reader.u64()? };
     let first_sequence = reader.u64()?;
     let published_end = reader.u64()?;
+    let published_len = reader.u64()?;
     let flags = reader.u32()?;
     let reserved = reader.array::<RESERVED_BYTES>()?;
     let (covered, _) = bytes.split_at_checked(COPY_BYTES - 8).unwrap_or((bytes, &[]));
@@ -186,10 +191,10 @@ fn parse_copy(bytes: &[u8]) -> std::result::Result<Parsed, DecodeError> {
         return fail(40, "the epoch is zero");
     }
     if flags & !FLAG_COPIES != 0 {
-        return fail(88, "the header has unknown flags");
+        return fail(96, "the header has unknown flags");
     }
     if reserved != [0; RESERVED_BYTES] {
-        return fail(92, "reserved bytes are not zero");
+        return fail(100, "reserved bytes are not zero");
     }
     let copies = flags & FLAG_COPIES != 0;
     Ok(Parsed::Header(SegmentHeader {
@@ -199,6 +204,7 @@ fn parse_copy(bytes: &[u8]) -> std::result::Result<Parsed, DecodeError> {
         predecessor,
         first_sequence,
         published_end,
+        published_len,
         copies,
     }))
 }
@@ -227,6 +233,7 @@ mod tests {
             predecessor: Seal { segment: 2, end: 4096, last_checksum: 0xabcd },
             first_sequence: 900,
             published_end: 288,
+            published_len: 4096,
             copies: false,
         }
     }

@@ -190,6 +190,17 @@ impl Journal {
         self.guard(synced)
     }
 
+    /// Hands every record appended so far to the operating system, without syncing: it survives the end
+    /// of the process, not of the machine, and can be read by address.
+    ///
+    /// # Errors
+    /// As [`Journal::sync`].
+    pub fn write_out(&mut self) -> Result<()> {
+        self.check_alive()?;
+        let written = self.write();
+        self.guard(written)
+    }
+
     /// Writes, without syncing, a note that says how far the journal is durable, unless the log already
     /// says so. Called when idle, it lets damage to the last synced records be told from a torn tail.
     ///
@@ -345,6 +356,11 @@ impl Journal {
         let number = self.sealed.segment + 1;
         let epoch = draw_epoch(&mut self.epochs);
         let head_end = SEGMENT_HEADER_BYTES + record_bytes(head.len() as u64);
+        let published_len = if self.options.preallocate {
+            self.options.segment_bytes.max(head_end.saturating_add(first_record_bytes))
+        } else {
+            head_end
+        };
         let header = SegmentHeader {
             store_id: self.options.store_id,
             number,
@@ -352,6 +368,7 @@ impl Journal {
             predecessor: self.sealed,
             first_sequence: sequence,
             published_end: head_end,
+            published_len,
             copies: false,
         };
         let mut content = header.encode();
@@ -360,8 +377,7 @@ impl Journal {
         let last_checksum = record::encode(&mut content, place, meta, &[head]);
         let draft = Draft::create(&*self.vfs, &self.dir, number)?;
         if self.options.preallocate {
-            let len = self.options.segment_bytes.max(head_end.saturating_add(first_record_bytes));
-            draft.file.allocate(len).context("reserve space in", &draft.tmp)?;
+            draft.file.allocate(published_len).context("reserve space in", &draft.tmp)?;
         }
         draft.file.write_all_at(&content, 0).context("write", &draft.tmp)?;
         let file = Arc::clone(&draft.file);
