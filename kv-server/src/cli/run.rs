@@ -4,7 +4,7 @@
 //! panic hook; start the node (a refusal is one line, exit 1); wait for a signal, for the end of
 //! standard input if asked to, or for a failure of the node itself (exit 3).
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, thread};
 
 use clap::ArgMatches;
 use tokio::{runtime, sync::oneshot};
@@ -15,7 +15,10 @@ use super::{
     exit, logging, output,
     signals::{StopSignals, stdin_closed},
 };
-use crate::config::{self, ConfigError, Missing, Origin, Resolved, ServerConfig};
+use crate::{
+    config::{self, ConfigError, Missing, Origin, Resolved, ServerConfig},
+    server::Server,
+};
 
 /// Runs the node.
 pub(super) fn run(matches: &ArgMatches) -> exit::Code {
@@ -39,15 +42,7 @@ pub(super) fn run(matches: &ArgMatches) -> exit::Code {
         );
     }
     warn_of_exposure(&server);
-    let runtime = runtime::Builder::new_multi_thread()
-        .worker_threads(server.network_threads)
-        .thread_name("kv-network")
-        .enable_all()
-        .build();
-    match runtime {
-        Ok(runtime) => runtime.block_on(serve(server, matches.get_flag("exit-on-stdin-close"))),
-        Err(error) => refuse(&format!("cannot start the threads of the network: {error}")),
-    }
+    serve(&server, matches.get_flag("exit-on-stdin-close"))
 }
 
 /// Everything that was given, merged and checked, and the variables that look like settings but are none.
@@ -110,21 +105,48 @@ fn refuse(message: &str) -> exit::Code {
     exit::REFUSED
 }
 
-async fn serve(config: ServerConfig, exit_on_stdin_close: bool) -> exit::Code {
-    let mut signals = match StopSignals::listen() {
-        Ok(signals) => signals,
+fn serve(config: &ServerConfig, exit_on_stdin_close: bool) -> exit::Code {
+    // A runtime of its own: the node's ends with the node, and signals have to be heard until then.
+    let listening =
+        runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+            let signals = runtime.block_on(async { StopSignals::listen() })?;
+            let stdin = exit_on_stdin_close.then(stdin_closed).transpose()?;
+            Ok((runtime, signals, stdin))
+        });
+    let (runtime, signals, stdin) = match listening {
+        Ok(listening) => listening,
         Err(error) => return refuse(&format!("cannot listen for signals: {error}")),
     };
-    let stdin = match exit_on_stdin_close.then(stdin_closed).transpose() {
-        Ok(stdin) => stdin,
-        Err(error) => return refuse(&format!("cannot watch standard input: {error}")),
+    let server = match Server::start(config) {
+        Ok(server) => server,
+        Err(error) => return refuse(&error.to_string()),
     };
-    let reason = tokio::select! {
+    let stop = server.stop_handle();
+    let wait_for_stop = move || {
+        let reason = runtime.block_on(told_to_stop(signals, stdin));
+        tracing::info!(reason, "stopping");
+        stop.stop();
+    };
+    if let Err(error) = thread::Builder::new().name("kv-signals".to_owned()).spawn(wait_for_stop) {
+        return refuse(&format!("cannot start a thread: {error}"));
+    }
+    match server.wait() {
+        Ok(()) => exit::DONE,
+        Err(failure) => {
+            output::narrate(&format!("error: {failure}"));
+            exit::FAILED
+        }
+    }
+}
+
+async fn told_to_stop(
+    mut signals: StopSignals,
+    stdin: Option<oneshot::Receiver<()>>,
+) -> &'static str {
+    tokio::select! {
         name = signals.next() => name,
         () = ended(stdin) => "standard input has ended",
-    };
-    tracing::info!(reason, node = %config.node_id, "stopping");
-    refuse("the server is not part of this program yet")
+    }
 }
 
 /// Completes when standard input has ended; never if nobody watches it.
