@@ -109,31 +109,33 @@ pub(crate) fn log_of(terms: &[u64]) -> Vec<Entry> {
 impl Cluster {
     /// `membership`'s nodes with empty disks, started.
     pub(crate) fn new(membership: Arc<Membership>, config: &Config, seed: u64) -> Self {
-        let disks = membership.nodes().keys().map(|_| Disk::default()).collect();
-        Self::with_disks(membership, config, seed, disks)
+        let disks: Vec<Disk> = membership.nodes().keys().map(|_| Disk::default()).collect();
+        let applied = vec![0; disks.len()];
+        Self::with_states(membership, config, seed, disks, &applied)
     }
 
-    /// `membership`'s nodes with what is on `disks`, started.
-    pub(crate) fn with_disks(
+    /// `membership`'s nodes with what is on `disks`, so many entries of it already applied, started.
+    pub(crate) fn with_states(
         membership: Arc<Membership>,
         config: &Config,
         seed: u64,
         disks: Vec<Disk>,
+        applied: &[usize],
     ) -> Self {
         let nodes = membership
             .nodes()
             .keys()
-            .zip(disks)
-            .map(|(id, disk)| Node {
+            .zip(disks.into_iter().zip(applied))
+            .map(|(id, (disk, applied))| Node {
                 id: *id,
                 raft: None,
                 config: config.clone(),
                 written: disk.log.clone(),
+                state: disk.log[..*applied].to_vec(),
+                state_durable: *applied,
                 disk,
                 writes: VecDeque::new(),
                 to_apply: VecDeque::new(),
-                state: Vec::new(),
-                state_durable: 0,
                 fetches: VecDeque::new(),
                 boot: 0,
                 fatal: None,
@@ -409,11 +411,18 @@ impl Cluster {
         self.now = self.now.max(until);
     }
 
-    /// Fires the next timer of one node when it is due.
+    /// Fires the next timer of one node when it is due. Its clock has not run while others' timers
+    /// were fired: a timer that looks late is fired again when it is due anew.
     pub(crate) fn timeout(&mut self, id: NodeId) {
-        let deadline = self.node(id).raft.as_ref().map_or(self.now, Raft::deadline);
-        self.now = self.now.max(deadline);
-        self.input(id, Input::Timer);
+        for _ in 0..2 {
+            let deadline = self.node(id).raft.as_ref().map_or(self.now, Raft::deadline);
+            let late = deadline < self.now;
+            self.now = self.now.max(deadline);
+            self.input(id, Input::Timer);
+            if !late {
+                break;
+            }
+        }
     }
 }
 
