@@ -4,3 +4,6 @@
 mod cluster;
 mod invariants;
 mod transcripts;
+
+mod paper;
+mod properties;

@@ -1,0 +1,312 @@
+//! Properties of the parts that can be seen from outside: the quorum function against brute force,
+//! the codec against damage, messages through a serde format. The term runs, the writer and the
+//! count of unapplied bytes have theirs beside them in `src`; that nothing leaves before its write is
+//! durable is I12 of the checks, on every random schedule.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use raft_core::{
+    Body, Entry, Envelope, LogIndex, LogPos, Membership, MembershipError, Message, Micros, NodeId,
+    NodeInfo, ProbeId, ReadSeq, Term, Ticket, VoteKind, Voters,
+    codec::{self, DecodeError},
+};
+
+use crate::cluster::{node_id, voters};
+
+fn listed(ids: impl IntoIterator<Item = NodeId>) -> BTreeMap<NodeId, NodeInfo> {
+    ids.into_iter().map(|id| (id, NodeInfo::default())).collect()
+}
+
+fn joint(old: &BTreeSet<NodeId>, new: &BTreeSet<NodeId>) -> Membership {
+    let all: BTreeSet<NodeId> = old.union(new).copied().collect();
+    let highest = *all.last().expect("not empty");
+    let voters = Voters::Joint { old: old.clone(), new: new.clone() };
+    Membership::from_parts(voters, BTreeSet::new(), BTreeSet::new(), listed(all), highest)
+        .expect("a valid membership")
+}
+
+/// The largest value that a majority of `set` has reached, by trying them all.
+fn brute_force(set: &BTreeSet<NodeId>, values: &BTreeMap<NodeId, u8>) -> u8 {
+    let reached = |value: u8| {
+        set.iter().filter(|id| values.get(id).copied().unwrap_or(0) >= value).count() * 2
+            > set.len()
+    };
+    (0..=u8::MAX).rev().find(|value| reached(*value)).unwrap_or(0)
+}
+
+/// All assignments of 0, 1, 2 to `count` nodes.
+fn assignments(count: u32) -> impl Iterator<Item = BTreeMap<NodeId, u8>> {
+    (0..3_u32.pow(count)).map(move |mut code| {
+        (1..=u64::from(count))
+            .map(|id| {
+                let value = u8::try_from(code % 3).unwrap();
+                code /= 3;
+                (node_id(id), value)
+            })
+            .collect()
+    })
+}
+
+#[test]
+fn quorum_value_is_what_a_majority_reached_for_one_to_eight_voters() {
+    for count in 1..=8_u32 {
+        let membership = voters(u64::from(count));
+        let Voters::Uniform(set) = membership.voters() else { unreachable!("uniform") };
+        for values in assignments(count.min(7)) {
+            assert_eq!(
+                membership.quorum_value(|id| values.get(&id).copied()),
+                brute_force(set, &values),
+                "{count} voters, {values:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn quorum_value_of_a_joint_membership_needs_both_halves_for_all_pairs_up_to_four_by_four() {
+    let sets = |from: u64| {
+        (1..16_u32).map(move |bits| {
+            (0..4).filter(|bit| bits >> bit & 1 == 1).map(|bit| node_id(from + bit)).collect()
+        })
+    };
+    // Overlapping in full, by half, and not at all.
+    for (old_from, new_from) in [(1, 1), (1, 3), (1, 5)] {
+        for old in sets(old_from) {
+            for new in sets(new_from) {
+                let membership = joint(&old, &new);
+                for values in assignments(8).step_by(61) {
+                    let both = brute_force(&old, &values).min(brute_force(&new, &values));
+                    let value = membership.quorum_value(|id| values.get(&id).copied());
+                    assert_eq!(value, both, "{old:?} and {new:?}, {values:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn two_quorums_of_one_membership_always_share_a_voter() {
+    for count in 1..=6_u64 {
+        let membership = voters(count);
+        for bits in 0..1_u64 << count {
+            let in_favour = |id: NodeId| Some(bits >> (id.get() - 1) & 1 == 1);
+            let against = |id: NodeId| Some(bits >> (id.get() - 1) & 1 == 0);
+            let both = membership.quorum_value(in_favour) && membership.quorum_value(against);
+            assert!(!both, "{bits:b} and its complement are both quorums of {count}");
+        }
+    }
+}
+
+#[test]
+fn membership_that_breaks_a_rule_is_refused_by_name() {
+    let set = |ids: &[u64]| ids.iter().copied().map(node_id).collect::<BTreeSet<_>>();
+    let uniform = |ids: &[u64]| Voters::Uniform(set(ids));
+    let build = |voters, learners: &[u64], demoted: &[u64], nodes: &[u64], highest| {
+        Membership::from_parts(
+            voters,
+            set(learners),
+            set(demoted),
+            listed(set(nodes)),
+            node_id(highest),
+        )
+    };
+    let (one, three) = (node_id(1), node_id(3));
+    assert_eq!(build(uniform(&[]), &[1], &[], &[1], 1), Err(MembershipError::NoVoters));
+    let half = Voters::Joint { old: set(&[1]), new: set(&[]) };
+    assert_eq!(build(half, &[], &[], &[1], 1), Err(MembershipError::NoVoters));
+    assert_eq!(
+        build(uniform(&[1]), &[1], &[], &[1], 1),
+        Err(MembershipError::VoterAndLearner(one))
+    );
+    assert_eq!(build(uniform(&[1, 3]), &[], &[], &[1], 3), Err(MembershipError::Unlisted(three)));
+    assert_eq!(build(uniform(&[1]), &[], &[], &[1, 3], 3), Err(MembershipError::Unlisted(three)));
+    assert_eq!(
+        build(uniform(&[1, 3]), &[], &[], &[1, 3], 2),
+        Err(MembershipError::AboveHighest(three))
+    );
+    assert_eq!(build(uniform(&[1]), &[], &[1], &[1], 1), Err(MembershipError::NotDemotable(one)));
+    let both = || Voters::Joint { old: set(&[1, 3]), new: set(&[1]) };
+    assert_eq!(build(both(), &[], &[1], &[1, 3], 3), Err(MembershipError::NotDemotable(one)));
+    assert!(build(both(), &[], &[3], &[1, 3], 3).is_ok());
+}
+
+fn any_membership() -> impl Strategy<Value = Membership> {
+    let ids = || proptest::collection::btree_set(1..9_u64, 1..5);
+    (ids(), proptest::option::of(ids()), ids(), any::<Option<u128>>(), "[a-zäß:0-9]{0,12}")
+        .prop_map(|(first, second, others, storage_id, address)| {
+            let set = |ids: &BTreeSet<u64>| -> BTreeSet<NodeId> {
+                ids.iter().copied().map(node_id).collect()
+            };
+            let (first, second) = (set(&first), second.map(|ids| set(&ids)));
+            let votes = |id: &NodeId| {
+                first.contains(id) || second.as_ref().is_some_and(|second| second.contains(id))
+            };
+            let learners: BTreeSet<NodeId> =
+                set(&others).into_iter().filter(|id| !votes(id)).collect();
+            let demoted = second.iter().flat_map(|new| first.difference(new)).copied().collect();
+            let all = first.iter().chain(second.iter().flatten()).chain(&learners).copied();
+            let node = NodeInfo {
+                peer_addr: address.clone(),
+                client_addr: address.clone() + "x",
+                storage_id,
+            };
+            let nodes = all.map(|id| (id, node.clone())).collect();
+            let voters = match second {
+                Some(new) => Voters::Joint { old: first, new },
+                None => Voters::Uniform(first),
+            };
+            Membership::from_parts(voters, learners, demoted, nodes, node_id(9)).expect("valid")
+        })
+}
+
+fn any_body() -> impl Strategy<Value = Body> {
+    prop_oneof![
+        Just(Body::Noop),
+        proptest::collection::vec(any::<u8>(), 0..40).prop_map(|it| Body::Command(it.into())),
+        any_membership().prop_map(|it| Body::Config(Arc::new(it))),
+    ]
+}
+
+fn any_pos() -> impl Strategy<Value = LogPos> {
+    (any::<u64>(), any::<u64>())
+        .prop_map(|(term, index)| LogPos { term: Term(term), index: LogIndex(index) })
+}
+
+fn any_entries() -> impl Strategy<Value = Vec<Entry>> {
+    proptest::collection::vec(
+        (any_pos(), any_body()).prop_map(|(pos, body)| Entry { pos, body }),
+        0..6,
+    )
+}
+
+fn any_message() -> impl Strategy<Value = Message> {
+    let numbers = || (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
+    let kind = || prop_oneof![Just(VoteKind::Pre), Just(VoteKind::Real)];
+    prop_oneof![
+        (any_pos(), any_entries(), numbers()).prop_map(|(prev, entries, (a, b, c, d))| {
+            Message::Append {
+                prev,
+                entries: entries.into(),
+                commit: LogIndex(a),
+                probe: ProbeId(b),
+                sent_at: Micros(c),
+                read: ReadSeq(d),
+            }
+        }),
+        numbers().prop_map(|(a, b, c, d)| Message::AppendOk {
+            matched: LogIndex(a),
+            probe: ProbeId(b),
+            echo: Micros(c),
+            read: ReadSeq(d),
+        }),
+        (any_pos(), numbers()).prop_map(|(hint, (_, b, c, d))| Message::AppendReject {
+            probe: ProbeId(b),
+            hint,
+            echo: Micros(c),
+            read: ReadSeq(d),
+        }),
+        (kind(), any_pos()).prop_map(|(kind, last)| Message::Vote { kind, last }),
+        (kind(), any::<bool>(), any::<u64>()).prop_map(|(kind, granted, asked)| {
+            Message::VoteReply { kind, granted, asked: Term(asked) }
+        }),
+        any::<u64>().prop_map(|id| Message::ReadIndex { id: Ticket(id) }),
+        (any::<u64>(), any::<u64>()).prop_map(|(id, index)| Message::ReadIndexReply {
+            id: Ticket(id),
+            index: LogIndex(index),
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn entries_come_back_as_they_were_encoded(entries in any_entries()) {
+        let bytes = Bytes::from(codec::encode_entries(&entries));
+        prop_assert_eq!(codec::decode_entries(bytes), Ok(entries));
+    }
+
+    #[test]
+    fn memberships_come_back_as_they_were_encoded(membership in any_membership()) {
+        let mut bytes = Vec::new();
+        codec::encode_membership_into(&membership, &mut bytes);
+        prop_assert_eq!(codec::decode_membership(bytes.into()), Ok(membership));
+    }
+
+    /// A cut anywhere but between two entries is an error; never a panic.
+    #[test]
+    fn cut_entries_are_an_error_or_a_prefix(entries in any_entries(), at in any::<prop::sample::Index>()) {
+        let bytes = codec::encode_entries(&entries);
+        let cut = at.index(bytes.len() + 1);
+        match codec::decode_entries(Bytes::from(bytes).slice(..cut)) {
+            Ok(decoded) => prop_assert_eq!(&decoded[..], &entries[..decoded.len()]),
+            Err(error) => {
+                let truncated = matches!(error, DecodeError::Truncated { .. });
+                prop_assert!(truncated, "{:?}", error);
+            }
+        }
+    }
+
+    /// A flipped byte gives other entries or an error; never a panic, never more bytes than came in.
+    #[test]
+    fn damaged_entries_never_panic(
+        entries in any_entries(),
+        at in any::<prop::sample::Index>(),
+        flip in 1..=u8::MAX,
+    ) {
+        let mut bytes = codec::encode_entries(&entries);
+        if !bytes.is_empty() {
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+        }
+        let decoded = codec::decode_entries(bytes.into());
+        if let Ok(decoded) = decoded {
+            prop_assert!(decoded != entries || entries.is_empty());
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let bytes = Bytes::from(bytes);
+        if let Ok(entries) = codec::decode_entries(bytes.clone()) {
+            prop_assert_eq!(Bytes::from(codec::encode_entries(&entries)), bytes.clone());
+        }
+        if let Ok(membership) = codec::decode_membership(bytes) {
+            prop_assert!(membership.quorum_value(|_| Some(true)));
+        }
+    }
+
+    #[test]
+    fn messages_come_back_through_a_serde_format(
+        msg in any_message(),
+        (from, to, term) in (1..u64::MAX, 1..u64::MAX, any::<u64>()),
+    ) {
+        let envelope = Envelope { from: node_id(from), to: node_id(to), term: Term(term), msg };
+        let bytes = postcard::to_stdvec(&envelope).unwrap();
+        prop_assert_eq!(postcard::from_bytes::<Envelope>(&bytes).unwrap(), envelope);
+    }
+
+    /// Whatever a peer says, the node survives it and keeps its invariants.
+    #[test]
+    fn no_message_makes_a_node_panic(
+        messages in proptest::collection::vec((any_message(), 0..4_u64, 2..4_u64), 1..30),
+        lead in any::<bool>(),
+    ) {
+        let mut cluster = crate::cluster::Cluster::new(voters(3), &raft_core::Config::default(), 1);
+        if lead {
+            cluster.timeout(node_id(1));
+            cluster.settle();
+        }
+        let raft = cluster.nodes[0].raft.as_mut().unwrap();
+        for (msg, term, from) in messages {
+            let envelope = Envelope { from: node_id(from), to: node_id(1), term: Term(term), msg };
+            raft.step(cluster.now, raft_core::Input::Message(envelope));
+            let mut out = raft_core::Effects::new();
+            raft.flush(cluster.now, &mut out);
+            raft.check_invariants();
+        }
+    }
+}
