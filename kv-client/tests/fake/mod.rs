@@ -36,6 +36,8 @@ pub(crate) enum Act {
     ApplyAndFail(WireError),
     /// Waits for a permit, then goes on as if nothing had been.
     Hold(Arc<Semaphore>),
+    /// Says that a put was stored, and does not store it.
+    Lie,
     /// Never answers.
     Never,
 }
@@ -270,6 +272,10 @@ impl Fake {
     }
 }
 
+fn is_put(request: &Request) -> bool {
+    matches!(request, Request::Write(WriteRequest { operation: WriteOperation::Put { .. }, .. }))
+}
+
 fn is_registration(request: &Request) -> bool {
     matches!(
         request,
@@ -353,7 +359,7 @@ impl Handler {
         let act =
             if is_registration(&request.request) { None } else { node.script.lock().pop_front() };
         let always = node.always.lock().clone();
-        match act.or(always) {
+        match act.or(always.filter(|act| !matches!(act, Act::Lie) || is_put(&request.request))) {
             None => self.perform(request.request),
             Some(Act::Fail(error)) => Err(error),
             Some(Act::Cut) => self.cut().await,
@@ -369,6 +375,7 @@ impl Handler {
                 gate.acquire().await.expect("never closed").forget();
                 self.perform(request.request)
             }
+            Some(Act::Lie) => Ok(Response::Written { revision: 2, previous: None }),
             Some(Act::Never) => std::future::pending().await,
         }
     }
