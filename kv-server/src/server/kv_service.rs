@@ -204,7 +204,8 @@ impl Router {
         }
     }
 
-    /// Proposes writes that another node handed over; never forwarded again.
+    /// Proposes writes that another node handed over; never forwarded again. Consensus refuses what is no
+    /// command.
     pub(crate) fn propose_here(
         &self,
         commands: Vec<(Bytes, bool)>,
@@ -212,18 +213,9 @@ impl Router {
     ) -> Arc<Batch> {
         let batch = Batch::new(self.shared.node(), commands.len());
         let mut writes = Writes::default();
-        for (slot, (bytes, return_previous)) in commands.into_iter().enumerate() {
-            // What passes here is applied by every node: a command that cannot be read would stop them all.
-            match command::decode(bytes.clone()) {
-                Ok(_command) => {
-                    writes.bytes += bytes.len();
-                    writes.list.push((slot, bytes, return_previous));
-                }
-                Err(error) => {
-                    let reason = format!("node {} was handed {error}", self.shared.node());
-                    batch.slot(slot).fill(Err(WireError::BadInput { reason }));
-                }
-            }
+        for (slot, (command, return_previous)) in commands.into_iter().enumerate() {
+            writes.bytes += command.len();
+            writes.list.push((slot, command, return_previous));
         }
         if !writes.list.is_empty() {
             self.write(&batch, writes, deadline, Some(self.shared.id));

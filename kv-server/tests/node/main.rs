@@ -1,0 +1,5 @@
+//! Whole nodes, from outside: one program, so that it is linked once.
+
+mod clients;
+mod cluster;
+mod strangers;
