@@ -402,7 +402,12 @@ impl Task {
     /// Lets the backoff pass. What arrives meanwhile fails at once, so that its caller can turn to
     /// another node.
     async fn pause(&mut self, delay: Duration) {
-        let until = Instant::now() + delay;
+        self.wait_refusing(Instant::now() + delay).await;
+        // From now on it is worth a try again.
+        self.shared.state.store(IDLE, Ordering::Release);
+    }
+
+    async fn wait_refusing(&mut self, until: Instant) {
         loop {
             self.drop_waiting();
             let [writes, reads, stale] = &mut self.queues;

@@ -39,6 +39,10 @@ use crate::session::{Sessions, Tag};
 /// tight loop.
 const REDIRECTIONS_AT_ONCE: u32 = 3;
 
+/// How often a write replaces a session that the store does not know. One that is new and unknown
+/// again and again is no accident of time.
+const SESSIONS_REPLACED_MAX: u32 = 3;
+
 /// When a call must end, and what the caller was promised.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
@@ -64,22 +68,11 @@ pub(crate) async fn write(
     operation: WriteOperation,
     deadline: Deadline,
 ) -> Result<Response> {
-    loop {
+    for _ in 0..=SESSIONS_REPLACED_MAX {
         let register = || register(directory, deadline);
         let tag = match timeout_at(deadline.at, sessions.tag(register)).await {
             Ok(tag) => tag?,
-            Err(_elapsed) => {
-                return Err(Error::new(
-                    ErrorKind::Timeout,
-                    Effect::None,
-                    format!(
-                        "write was not begun within {:?}: {} others are outstanding",
-                        deadline.timeout,
-                        crate::session::WINDOW
-                    ),
-                    "give the call more time, or write with fewer callers at once",
-                ));
-            }
+            Err(_elapsed) => return Err(not_begun(directory, sessions, deadline)),
         };
         let mut call = Call::new(directory, Lane::Write, deadline);
         let ended = call.run(|| {
@@ -90,12 +83,41 @@ pub(crate) async fn write(
             // The session was unknown to the store before this write was ever sent to it: nothing
             // has happened, and a new session makes it possible.
             Err(CallError::SessionExpired) => forget(sessions, &tag),
-            Err(CallError::Failed(error)) => {
-                return Err(error);
-            }
+            Err(CallError::Failed(error)) => return Err(error),
             Ok(response) => return Ok(response),
         }
     }
+    Err(Error::new(
+        ErrorKind::Protocol,
+        Effect::None,
+        "each new session was unknown to the cluster as soon as it was registered",
+        "check that all endpoints belong to one cluster",
+    ))
+}
+
+/// The error of a write that found no session or no room in it until its deadline.
+fn not_begun(directory: &Directory, sessions: &Sessions, deadline: Deadline) -> Error {
+    if sessions.is_registered() {
+        return Error::new(
+            ErrorKind::Timeout,
+            Effect::None,
+            format!(
+                "write was not begun within {:?}: {} others are outstanding",
+                deadline.timeout,
+                crate::session::WINDOW
+            ),
+            "give the call more time, or write with fewer callers at once",
+        );
+    }
+    // Another call was registering the session all the time, and failed as this one does.
+    let mut call = Call::new(directory, Lane::Write, deadline);
+    if directory.reach().connected == 0 {
+        let (_, endpoint) = directory.route(Lane::Write, None);
+        call.last =
+            Failure::Connection(format!("{}: {}", endpoint.address, endpoint.link().failure()));
+        return call.final_error();
+    }
+    call.no_leader_error()
 }
 
 fn forget(sessions: &Sessions, tag: &Tag) {

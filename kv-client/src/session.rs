@@ -122,6 +122,10 @@ impl Sessions {
         }
     }
 
+    pub(crate) fn is_registered(&self) -> bool {
+        self.state.lock().current.is_some()
+    }
+
     /// The store does not know `session` any more: the next write registers another.
     pub(crate) fn forget(&self, session: u64) {
         let mut state = self.state.lock();

@@ -168,6 +168,50 @@ async fn without_a_leader_a_call_ends_at_its_deadline_and_has_done_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_a_leader_all_waiting_writers_learn_why() {
+    let fake = Fake::new(2);
+    fake.lead(0);
+    for node in [1, 2] {
+        fake.always(node, Some(no_leader(node)));
+    }
+    let kv = client(&fake, &[1, 2]).await;
+    for result in join_all((0..20).map(|_| kv.put("key", "value").into_future())).await {
+        let error = failure(result);
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::NoLeader, Effect::None), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_came_back_is_used_again() -> Result<()> {
+    let fake = Fake::new(2);
+    let kv = client(&fake, &[1, 2]).await;
+    kv.put("key", "1").await?;
+    fake.kill(1);
+    fake.lead(2);
+    kv.put("key", "2").await?;
+    fake.revive(1);
+    fake.lead(1);
+    // The leader is checked once a second while in use.
+    for _ in 0..30 {
+        kv.get("key").await?;
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+    fake.cluster.seen.lock().clear();
+    kv.put("key", "3").await?;
+    assert_eq!(fake.asked(), [1], "straight to the leader");
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_that_are_never_known_end_in_an_error_and_not_in_a_loop() {
+    let fake = Fake::new(1);
+    fake.always(1, Some(Act::Fail(WireError::SessionExpired { session: 1 })));
+    let kv = client(&fake, &[1]).await;
+    let error = failure(kv.put("key", "value").await);
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Protocol, Effect::None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_election_is_waited_out() -> Result<()> {
     let fake = Fake::new(2);
     fake.lead(0);

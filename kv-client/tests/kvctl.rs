@@ -28,12 +28,12 @@ impl Ended {
     }
 
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+        serde_json::from_slice(&self.stdout).expect("one JSON document")
     }
 
     fn error(&self) -> Value {
         let last = self.stderr.lines().last().unwrap_or_default();
-        serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+        serde_json::from_str(last).expect("a JSON line")
     }
 }
 

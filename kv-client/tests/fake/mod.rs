@@ -359,7 +359,11 @@ impl Handler {
         let act =
             if is_registration(&request.request) { None } else { node.script.lock().pop_front() };
         let always = node.always.lock().clone();
-        match act.or(always.filter(|act| !matches!(act, Act::Lie) || is_put(&request.request))) {
+        match act.or(always.filter(|act| match act {
+            Act::Lie => is_put(&request.request),
+            Act::Fail(WireError::SessionExpired { .. }) => !is_registration(&request.request),
+            _ => true,
+        })) {
             None => self.perform(request.request),
             Some(Act::Fail(error)) => Err(error),
             Some(Act::Cut) => self.cut().await,
