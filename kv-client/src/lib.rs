@@ -33,6 +33,10 @@
 //! In reading order: `client`, `operation`, `retry` (the attempts of a call), `directory` (who
 //! leads), `connection` (batches on the wire), `session` (once, not twice), `cluster` (status).
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 mod backoff;
 mod builder;
 mod client;

@@ -362,7 +362,12 @@ impl Handler {
         match act.or(always.filter(|act| match act {
             Act::Lie => is_put(&request.request),
             Act::Fail(WireError::SessionExpired { .. }) => !is_registration(&request.request),
-            _ => true,
+            Act::Fail(_)
+            | Act::Cut
+            | Act::ApplyAndCut
+            | Act::ApplyAndFail(_)
+            | Act::Hold(_)
+            | Act::Never => true,
         })) {
             None => self.perform(request.request),
             Some(Act::Fail(error)) => Err(error),
