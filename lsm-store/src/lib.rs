@@ -17,6 +17,7 @@ mod options;
 mod sstable;
 mod store;
 mod types;
+mod wal;
 
 pub use error::{Error, Result};
 pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};
@@ -25,3 +26,4 @@ pub use types::{
     FileNumber, Found, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES, Op,
     PartitionId, Position, SequenceNumber,
 };
+pub use wal::{Durability, MAX_BATCH_BYTES, SequenceNumbers, WriteBatch};

@@ -29,6 +29,8 @@ pub enum Mode {
     /// The caller's replicated log is the write-ahead log: the engine has none. What is above
     /// [`Store::durable_position`](crate::Store::durable_position) after a crash is applied again by the caller.
     External,
+    /// The store writes its own log: [`Store::write`](crate::Store::write) instead of runs.
+    Wal,
 }
 
 /// Who does the background work (flushes and compactions).
@@ -57,6 +59,8 @@ pub struct Options {
     pub partitions: Vec<PartitionOptions>,
     /// Where durability comes from.
     pub mode: Mode,
+    /// With [`Mode::Wal`]: size of the log's segments in bytes, at least 4096.
+    pub wal_segment_bytes: u64,
     /// Names the store; recorded at creation and checked at every later open. Random is best.
     pub store_id: u128,
     /// Seed of table uids with [`Executor::Inline`]; each open of one store needs another one. With
@@ -101,6 +105,7 @@ impl Options {
         Self {
             partitions,
             mode: Mode::External,
+            wal_segment_bytes: 64 * MIB as u64,
             store_id,
             uid_seed: 0,
             memtable_bytes: 64 * MIB,

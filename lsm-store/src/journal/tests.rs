@@ -446,6 +446,32 @@ fn a_missing_swapped_or_foreign_segment_is_refused() {
 }
 
 #[test]
+fn another_copy_of_a_sealed_segment_is_refused_though_every_record_in_it_is_whole() {
+    // Two histories from one beginning: their first segments have the same epoch and the same length.
+    let [one, other] = [b'a', b'b'].map(|byte| {
+        let vfs = MemVfs::new(1);
+        let (mut journal, _) = open(&vfs, options(4096)).expect("a new journal");
+        for n in 1..20 {
+            journal.append(ENTRY, n, &[&[byte; 500]], &mut |_| {}).expect("appended");
+        }
+        journal.close().expect("closed");
+        vfs
+    });
+    assert!(reopen_unchecked(&one).is_ok(), "whole");
+    let copy = other.content(&segment_path(1)).expect("there");
+    one.replace(&segment_path(1), &copy).expect("replaced");
+    match reopen_unchecked(&one) {
+        Err(Error::Corruption { file, .. }) => assert_eq!(file, segment_path(1)),
+        other => unreachable!("accepted: {other:?}"),
+    }
+}
+
+fn reopen_unchecked(vfs: &MemVfs) -> Result<usize> {
+    let (_, recovery) = open(vfs, options(4096))?;
+    Ok(recovery.collect::<Result<Vec<_>>>()?.len())
+}
+
+#[test]
 fn records_of_another_place_or_an_earlier_life_of_the_file_are_not_replayed() {
     let (vfs, last) = damaged_sample();
     let newest = vfs.files().last().cloned().expect("a segment");

@@ -36,6 +36,11 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
+    /// A seed for what must differ with every open of the store, besides uids.
+    pub(crate) fn epoch_seed(&self) -> u64 {
+        fold64(mix(self.uid_base, u64::MAX))
+    }
+
     /// The state on disk, and the iteration and manifest it came from; the state of a new store if there is none.
     pub(crate) fn read(
         vfs: &dyn Vfs,

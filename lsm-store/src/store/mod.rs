@@ -20,7 +20,7 @@ mod verify;
 mod view;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -28,11 +28,12 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::manifest::edit::Item;
-use crate::options::{Executor, Keep, Options};
+use crate::options::{Executor, Keep, Mode, Options};
 use crate::store::inner::{Inner, State};
 use crate::store::run::{check_extra, unknown};
 use crate::types::{Found, PartitionId, Position, SequenceNumber};
 use crate::vfs::Vfs;
+use crate::wal::{self, Wal};
 
 pub use iter::Iter;
 pub use metrics::{LevelMetrics, Metrics, PartitionMetrics};
@@ -50,6 +51,8 @@ pub struct Store(Arc<Handle>);
 struct Handle {
     inner: Arc<Inner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The store's own log, in [`Mode::Wal`], once it is replayed.
+    wal: OnceLock<Wal>,
 }
 
 impl Handle {
@@ -73,7 +76,7 @@ impl Drop for Handle {
 impl Store {
     /// Opens the store in `dir`, or creates it. What was above the
     /// [`durable_position`](Store::durable_position) is gone and has to be applied again from the
-    /// caller's log.
+    /// caller's log; with [`Mode::Wal`] the store does that itself.
     ///
     /// # Errors
     /// `InvalidArgument` for options that make no sense or differ from those the store was created
@@ -92,6 +95,12 @@ impl Store {
                 (Some(bells), Some(ears))
             }
         };
+        let mode = options.mode;
+        if mode == Mode::External && wal::is_there(&*vfs, dir)? {
+            let detail =
+                format!("the store in {} has its own log: open it with Mode::Wal", dir.display());
+            return Err(Error::InvalidArgument(detail));
+        }
         let inner = Arc::new(recovery::open(vfs, dir, options, executor, bells)?);
         let threads = match ears {
             None => Vec::new(),
@@ -99,11 +108,21 @@ impl Store {
         };
         // A level may have been due when the store was closed.
         inner.ring_compaction();
-        Ok(Self(Arc::new(Handle { inner, threads: Mutex::new(threads) })))
+        let store =
+            Self(Arc::new(Handle { inner, threads: Mutex::new(threads), wal: OnceLock::new() }));
+        if mode == Mode::Wal {
+            let wal = Wal::open(&store)?;
+            store.0.wal.get_or_init(|| wal);
+        }
+        Ok(store)
     }
 
-    fn inner(&self) -> &Inner {
+    pub(crate) fn inner(&self) -> &Inner {
         &self.0.inner
+    }
+
+    pub(crate) fn wal(&self) -> Option<&Wal> {
+        self.0.wal.get()
     }
 
     /// Begins a run that moves the store to `position`, whose index must be above the last run's. If the
@@ -112,8 +131,16 @@ impl Store {
     ///
     /// # Errors
     /// `AlreadyApplied` if the index is not above the last; `Stalled`; `InvalidArgument` if a run is
-    /// open; `TooLarge` for `extra`; `Poisoned`, `Closed`. Nothing was changed.
+    /// open, or with [`Mode::Wal`]; `TooLarge` for `extra`; `Poisoned`, `Closed`. Nothing was changed.
     pub fn begin_run(&self, position: Position) -> Result<Run> {
+        if self.inner().options.mode == Mode::Wal {
+            let detail = "a store with its own log takes batches with `write`, not runs";
+            return Err(Error::InvalidArgument(detail.to_owned()));
+        }
+        self.begin(position)
+    }
+
+    pub(crate) fn begin(&self, position: Position) -> Result<Run> {
         check_extra(&position.extra)?;
         let inner = self.inner();
         let mut state = inner.state.lock();
@@ -357,7 +384,7 @@ impl Store {
         self.inner().verify()
     }
 
-    /// Ends background work, after the jobs under way, and releases the directory, for all handles. What
+    /// Ends the log of the store, if it has one, and background work, after the jobs under way, and releases the directory, for all handles. What
     /// is not flushed is for the caller's log to replay; call [`flush`](Store::flush) before to spare that.
     /// Views stay readable.
     ///
@@ -369,16 +396,19 @@ impl Store {
         if already_closed {
             return Ok(());
         }
+        // The log first: the directory may belong to somebody else as soon as the lock is released.
+        let logged = self.wal().map_or(Ok(()), Wal::close);
         let sound = self.0.stop();
         let poison = inner.state.lock().poison.clone();
         match poison {
             Some(reason) => Err(Error::Poisoned { reason }),
+            None if logged.is_err() => logged,
             None if sound => inner.catalog.lock().sync(),
             None => Err(Error::Poisoned { reason: "a background thread panicked".to_owned() }),
         }
     }
 
-    fn check_partition(&self, partition: PartitionId) -> Result<()> {
+    pub(crate) fn check_partition(&self, partition: PartitionId) -> Result<()> {
         let known = partition.slot() < self.inner().options.partitions.len();
         if known { Ok(()) } else { Err(unknown(partition)) }
     }

@@ -1,0 +1,213 @@
+//! The store with its own log, on a real file system and in memory: what it promises to one writer and
+//! to many at once.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lsm_store::vfs::{CrashPolicy, Fault, FaultKind, FaultWhen, MemVfs, OpSet, RealVfs, Vfs};
+use lsm_store::{
+    Durability, Error, Executor, Keep, Mode, Options, PartitionId, PartitionOptions, Position,
+    SequenceNumber, Store, WriteBatch,
+};
+
+const P: PartitionId = PartitionId(0);
+const Q: PartitionId = PartitionId(1);
+
+fn options(mode: Mode) -> Options {
+    let partitions = ["data", "meta"]
+        .map(|name| PartitionOptions { name: name.to_owned(), keep: Keep::All })
+        .to_vec();
+    Options {
+        mode,
+        wal_segment_bytes: 16 << 10,
+        memtable_bytes: 32 << 10,
+        cache_bytes: 1 << 20,
+        ..Options::new(7, partitions)
+    }
+}
+
+fn open(vfs: &MemVfs, dir: &str, mode: Mode) -> Result<Store, Error> {
+    Store::open(Arc::new(vfs.clone()), Path::new(dir), options(mode), Executor::Inline)
+}
+
+fn one(partition: PartitionId, key: &[u8], value: &[u8]) -> WriteBatch {
+    let mut batch = WriteBatch::new();
+    batch.put(partition, key, value).expect("small");
+    batch
+}
+
+fn value(store: &Store, partition: PartitionId, key: &[u8]) -> Option<Vec<u8>> {
+    store.get(partition, key).expect("readable").map(|found| found.value.to_vec())
+}
+
+#[test]
+fn a_write_is_visible_at_once_and_there_after_a_crash() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, "/db", Mode::Wal).expect("a new store");
+    let mut batch = one(P, b"a", b"1");
+    batch.put(Q, b"b", b"2").expect("small");
+    let numbers = store.write(batch, Durability::Sync).expect("written");
+    assert_eq!(
+        (numbers.get(P), numbers.get(Q)),
+        (Some(SequenceNumber(1)), Some(SequenceNumber(1)))
+    );
+    let numbers = store.write(one(Q, b"b", b"3"), Durability::Sync).expect("written");
+    assert_eq!(
+        (numbers.get(P), numbers.get(Q)),
+        (None, Some(SequenceNumber(2))),
+        "only what was touched"
+    );
+    assert_eq!(value(&store, Q, b"b"), Some(b"3".to_vec()));
+    vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
+    drop(store);
+    let store = open(&vfs, "/db", Mode::Wal).expect("recovered");
+    assert_eq!(value(&store, P, b"a"), Some(b"1".to_vec()));
+    assert_eq!(value(&store, Q, b"b"), Some(b"3".to_vec()));
+    assert_eq!(store.last_sequence(Q), SequenceNumber(2));
+    let numbers = store.write(one(Q, b"c", b""), Durability::Sync).expect("written");
+    assert_eq!(numbers.get(Q), Some(SequenceNumber(3)), "numbers go on");
+}
+
+#[test]
+fn buffered_writes_survive_the_process_and_an_empty_synced_batch_makes_them_durable() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, "/db", Mode::Wal).expect("a new store");
+    store.write(one(P, b"a", b"1"), Durability::Buffered).expect("written");
+    vfs.kill();
+    drop(store);
+    let store = open(&vfs, "/db", Mode::Wal).expect("recovered");
+    assert_eq!(value(&store, P, b"a"), Some(b"1".to_vec()), "the kernel had it");
+    store.write(one(P, b"a", b"2"), Durability::Buffered).expect("written");
+    store.write(WriteBatch::new(), Durability::Sync).expect("synced");
+    store.write(one(P, b"a", b"3"), Durability::Buffered).expect("written");
+    vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
+    drop(store);
+    let store = open(&vfs, "/db", Mode::Wal).expect("recovered");
+    assert_eq!(value(&store, P, b"a"), Some(b"2".to_vec()), "up to the sync, and not beyond");
+}
+
+#[test]
+fn the_log_stays_small_however_much_is_written() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, "/db", Mode::Wal).expect("a new store");
+    let mut most = 0;
+    for n in 0..600_u32 {
+        let key = (n % 50).to_le_bytes();
+        // The second partition is cold: it must not pin the log.
+        let partition = if n == 3 { Q } else { P };
+        store.write(one(partition, &key, &[7; 1000]), Durability::Buffered).expect("written");
+        let segments = vfs.list(Path::new("/db/wal")).expect("there").len() - 1;
+        most = most.max(segments);
+    }
+    assert!(most <= 8, "{most} segments of 16 KiB for memtables of 32 KiB");
+    store.close().expect("closed");
+    let store = open(&vfs, "/db", Mode::Wal).expect("recovered");
+    assert_eq!(value(&store, P, &49_u32.to_le_bytes()), Some(vec![7; 1000]));
+    assert_eq!(value(&store, Q, &3_u32.to_le_bytes()), Some(vec![7; 1000]));
+}
+
+#[test]
+fn runs_and_writes_belong_to_different_modes_and_the_mode_is_not_mixed_up() {
+    let vfs = MemVfs::new(1);
+    let external = open(&vfs, "/ext", Mode::External).expect("a new store");
+    assert!(matches!(
+        external.write(one(P, b"", b""), Durability::Sync),
+        Err(Error::InvalidArgument(_))
+    ));
+    let own = open(&vfs, "/own", Mode::Wal).expect("a new store");
+    let position = Position { index: 1, ..Position::default() };
+    assert!(matches!(own.begin_run(position.clone()), Err(Error::InvalidArgument(_))));
+    let unknown = own.write(one(PartitionId(9), b"", b""), Durability::Sync);
+    assert!(matches!(unknown, Err(Error::InvalidArgument(_))), "{unknown:?}");
+    own.write(one(P, b"", b""), Durability::Sync).expect("the refusal changed nothing");
+    own.close().expect("closed");
+    assert!(
+        matches!(open(&vfs, "/own", Mode::External), Err(Error::InvalidArgument(_))),
+        "its log would be ignored"
+    );
+    external.begin_run(position).expect("a run").publish().expect("published");
+    external.flush().expect("flushed");
+    external.close().expect("closed");
+    assert!(
+        matches!(open(&vfs, "/ext", Mode::Wal), Err(Error::Corruption { .. })),
+        "there is no log"
+    );
+}
+
+#[test]
+fn a_failed_sync_poisons_the_store_before_anything_is_visible() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, "/db", Mode::Wal).expect("a new store");
+    store.write(one(P, b"a", b"1"), Durability::Sync).expect("written");
+    vfs.add_fault(Fault {
+        ops: OpSet::SYNCS,
+        when: FaultWhen::Always,
+        kind: FaultKind::Io,
+        path_contains: "/wal/".to_owned(),
+    });
+    assert!(matches!(
+        store.write(one(P, b"a", b"2"), Durability::Sync),
+        Err(Error::Io { op: "sync", .. })
+    ));
+    vfs.clear_faults();
+    assert_eq!(
+        value(&store, P, b"a"),
+        Some(b"1".to_vec()),
+        "reads go on, of what was acknowledged"
+    );
+    let again = store.write(one(P, b"a", b"3"), Durability::Sync);
+    assert!(
+        matches!(&again, Err(Error::Poisoned { reason }) if reason.contains("sync")),
+        "{again:?}"
+    );
+    assert!(matches!(store.close(), Err(Error::Poisoned { .. })), "and the end says so");
+}
+
+#[test]
+fn many_writers_share_syncs_and_every_one_of_them_gets_its_own_numbers() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let vfs: Arc<dyn Vfs> = Arc::new(RealVfs::new());
+    let store = Store::open(Arc::clone(&vfs), dir.path(), options(Mode::Wal), Executor::Threads)
+        .expect("a new store");
+    let threads: Vec<_> = (0..8_u8)
+        .map(|thread| {
+            let store = store.clone();
+            std::thread::spawn(move || {
+                (0..40_u8)
+                    .map(|n| {
+                        let numbers = store
+                            .write(one(P, &[thread, n], &[n; 100]), Durability::Sync)
+                            .expect("written");
+                        assert_eq!(
+                            value(&store, P, &[thread, n]),
+                            Some(vec![n; 100]),
+                            "its own write"
+                        );
+                        numbers.get(P).expect("touched").0
+                    })
+                    .collect::<Vec<u64>>()
+            })
+        })
+        .collect();
+    let mut numbers = Vec::new();
+    for thread in threads {
+        let own = thread.join().expect("no panic");
+        assert!(own.is_sorted(), "a thread's numbers rise");
+        numbers.extend(own);
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..=320).collect::<Vec<u64>>(), "each number once");
+    drop(store);
+    let store =
+        Store::open(vfs, dir.path(), options(Mode::Wal), Executor::Threads).expect("recovered");
+    for thread in 0..8_u8 {
+        for n in 0..40_u8 {
+            assert_eq!(
+                value(&store, P, &[thread, n]),
+                Some(vec![n; 100]),
+                "thread {thread}, write {n}"
+            );
+        }
+    }
+    store.close().expect("closed");
+}
