@@ -243,3 +243,122 @@ pub(crate) fn boot_seed(seed: u64, node_id: NodeId, purpose: &str) -> u64 {
     bytes.extend_from_slice(&node_id.get().to_le_bytes());
     xxh3_64(&bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use lsm_store::vfs::{CrashPolicy, MemVfs};
+    use raft_core::NodeInfo;
+
+    use super::*;
+
+    const DIR: &str = "/node-03";
+    const FILE: &str = "/node-03/IDENTITY";
+
+    fn node(id: u64) -> NodeId {
+        NodeId::new(id).unwrap()
+    }
+
+    fn disk() -> MemVfs {
+        let vfs = MemVfs::new(1);
+        lsm_store::vfs::create_dir_durable(&vfs, Path::new(DIR)).unwrap();
+        vfs
+    }
+
+    fn claim(vfs: &MemVfs, cluster: u128, id: u64, seed: u64) -> Result<Identity, IdentityError> {
+        Identity::claim(vfs, Path::new(DIR), cluster, node(id), seed)
+    }
+
+    #[test]
+    fn the_first_claim_is_durable_and_later_ones_find_it() {
+        let vfs = disk();
+        let mut first = claim(&vfs, 0x41af, 3, 7).unwrap();
+        vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
+        assert_eq!(claim(&vfs, 0x41af, 3, 8).unwrap(), first, "the storage id is drawn once");
+        first.set_ready(&vfs, Path::new(DIR)).unwrap();
+        vfs.crash(CrashPolicy::LOSE_UNSYNCED, 2);
+        let found = claim(&vfs, 0x41af, 3, 9).unwrap();
+        assert_eq!(found.state, DirectoryState::Ready, "ready stays ready");
+        assert_eq!(found, first, "nothing else changed");
+    }
+
+    #[test]
+    fn another_node_or_cluster_is_refused_in_words_that_help() {
+        let vfs = disk();
+        claim(&vfs, 0x9c1e, 3, 7).unwrap();
+        let error = claim(&vfs, 0x41af, 3, 7).unwrap_err().to_string();
+        let expected = format!(
+            "data directory /node-03 belongs to cluster {:032x}, node 3, but --cluster or --cluster-id says {:032x}",
+            0x9c1e, 0x41af
+        );
+        assert_eq!(error, expected, "another cluster");
+        let error = claim(&vfs, 0x9c1e, 4, 7).unwrap_err().to_string();
+        assert!(error.ends_with("node 3, but --id says 4"), "another node: {error}");
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_by_name_and_every_flipped_bit_is_noticed() {
+        let vfs = disk();
+        let good = claim(&vfs, 5, 3, 7).unwrap();
+        let text = vfs.content(Path::new(FILE)).unwrap();
+        let newer = String::from_utf8(text.clone()).unwrap().replacen("version 1", "version 2", 1);
+        vfs.replace(Path::new(FILE), newer.as_bytes()).unwrap();
+        let error = claim(&vfs, 5, 3, 7).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                IdentityError::File(SmallFileError::UnknownVersion { found: 2, supported: 1, .. })
+            ),
+            "{error}"
+        );
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            vfs.replace(Path::new(FILE), &flipped).unwrap();
+            match claim(&vfs, 5, 3, 7) {
+                Err(IdentityError::File(_)) => {}
+                other => panic!("bit {bit}: {other:?}"),
+            }
+        }
+        vfs.replace(Path::new(FILE), &text).unwrap();
+        assert_eq!(claim(&vfs, 5, 3, 7).unwrap(), good, "unharmed");
+    }
+
+    #[test]
+    fn a_crash_while_claiming_leaves_nothing_or_an_identity() {
+        for call in 0..12 {
+            for policy in CrashPolicy::ALL {
+                let vfs = disk();
+                vfs.crash_at(vfs.mutating_calls() + call);
+                let claimed = claim(&vfs, 5, 3, 7);
+                vfs.crash(policy, call);
+                let found = claim(&vfs, 5, 3, 8).unwrap();
+                if let Ok(claimed) = claimed {
+                    assert_eq!(found, claimed, "call {call}, {policy:?}: an identity was lost");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_cluster_id_depends_on_every_id_and_address() {
+        let id = |list: &[(u64, &str, &str)]| {
+            let nodes = list.iter().map(|&(id, peer, client)| {
+                let (peer_addr, client_addr) = (peer.to_owned(), client.to_owned());
+                (node(id), NodeInfo { peer_addr, client_addr, storage_id: None })
+            });
+            cluster_id(&Membership::of_voters(nodes.collect::<BTreeMap<_, _>>()).unwrap())
+        };
+        let base = id(&[(1, "a:1", "a:2"), (2, "b:1", "b:2")]);
+        assert_eq!(base, id(&[(2, "b:1", "b:2"), (1, "a:1", "a:2")]), "the order is that of ids");
+        for other in [
+            id(&[(1, "a:1", "a:2"), (3, "b:1", "b:2")]),
+            id(&[(1, "a:1", "a:2"), (2, "b:1", "b:3")]),
+            id(&[(1, "a:1", "a:2"), (2, "b:1b", ":2")]),
+            id(&[(1, "a:1", "a:2")]),
+        ] {
+            assert_ne!(base, other, "another list has the same id");
+        }
+    }
+}

@@ -160,3 +160,72 @@ fn too_large(node: u64, what: &str, size: usize, limit: usize, setting: &str) ->
         setting: setting.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use raft_rpc::{Consistency, Projection, SessionTag};
+
+    use super::*;
+
+    fn put(key: usize, value: usize) -> Request {
+        Request::Write(WriteRequest {
+            tag: None,
+            operation: WriteOperation::Put {
+                key: Bytes::from(vec![b'k'; key]),
+                value: Bytes::from(vec![b'v'; value]),
+                condition: Condition::Always,
+                return_previous: false,
+            },
+        })
+    }
+
+    #[test]
+    fn the_largest_key_and_value_pass_and_one_byte_more_is_named_with_its_limit() {
+        let limits = Limits::default();
+        assert_eq!(limits.check(2, &put(KEY_BYTES_MAX, 1 << 20)), Ok(()), "the largest");
+        let error = limits.check(2, &put(1, (1 << 20) + 1)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "value is 1048577 bytes, limit is 1048576 (limits.value on node 2)",
+            "a value"
+        );
+        let error = limits.check(2, &put(KEY_BYTES_MAX + 1, 0)).unwrap_err();
+        assert!(error.to_string().starts_with("key is 4097 bytes, limit is 4096"), "{error}");
+        assert!(limits.check(2, &put(0, 0)).is_err(), "an empty key");
+    }
+
+    #[test]
+    fn requests_that_make_no_sense_are_bad_input() {
+        let limits = Limits::default();
+        let key = Bytes::from_static(b"k");
+        let tagged = |session, sequence, lowest_unacknowledged, operation| {
+            let tag = Some(SessionTag { session, sequence, lowest_unacknowledged });
+            Request::Write(WriteRequest { tag, operation })
+        };
+        let delete = || WriteOperation::Delete {
+            key: key.clone(),
+            condition: Condition::Always,
+            return_previous: false,
+        };
+        let range = RangeRequest {
+            range: KeyRange { start: Bytes::new(), end: None },
+            limit: None,
+            reverse: false,
+            projection: Projection::Count,
+            revision: Some(0),
+            consistency: Consistency::Linearizable,
+        };
+        for request in [
+            tagged(0, 1, 1, delete()),
+            tagged(1, 0, 0, delete()),
+            tagged(1, 1, 2, delete()),
+            tagged(1, 1, 1, WriteOperation::RegisterSession),
+            Request::Range(range),
+        ] {
+            let error = limits.check(1, &request).unwrap_err();
+            assert!(matches!(error, WireError::BadInput { .. }), "{request:?}: {error}");
+        }
+        assert_eq!(limits.check(1, &tagged(1, 1, 1, delete())), Ok(()), "a sensible one");
+    }
+}

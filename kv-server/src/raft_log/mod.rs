@@ -18,6 +18,8 @@ mod log_state;
 mod reader;
 mod record;
 mod recovery;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub(crate) use log_state::LogState;

@@ -98,3 +98,50 @@ impl PeerPins {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lsm_store::vfs::{CrashPolicy, Fault, FaultKind, FaultWhen, MemVfs, OpSet};
+
+    use super::*;
+
+    fn open(vfs: &MemVfs) -> PeerPins {
+        PeerPins::open(Arc::new(vfs.clone()), Path::new("/node")).unwrap()
+    }
+
+    #[test]
+    fn the_first_storage_of_a_peer_is_pinned_durably_and_another_is_refused() {
+        let vfs = MemVfs::new(1);
+        lsm_store::vfs::create_dir_durable(&vfs, Path::new("/node")).unwrap();
+        let (two, three) = (NodeId::new(2).unwrap(), NodeId::new(3).unwrap());
+        let pins = open(&vfs);
+        pins.check_peer(two, 0xa).unwrap();
+        pins.check_peer(three, 0xb).unwrap();
+        vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
+        let pins = open(&vfs);
+        pins.check_peer(two, 0xa).unwrap();
+        let error = pins.check_peer(three, 0xc).unwrap_err();
+        assert!(
+            matches!(error, PeerRefused::OtherStorage { node, shown: 0xc, pinned: 0xb } if node == three),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_pin_that_cannot_be_stored_lets_nobody_in() {
+        let vfs = MemVfs::new(1);
+        lsm_store::vfs::create_dir_durable(&vfs, Path::new("/node")).unwrap();
+        let two = NodeId::new(2).unwrap();
+        let pins = open(&vfs);
+        vfs.add_fault(Fault {
+            ops: OpSet::SYNCS,
+            when: FaultWhen::Always,
+            kind: FaultKind::Io,
+            path_contains: String::new(),
+        });
+        assert!(pins.check_peer(two, 0xa).is_err(), "let in without a pin");
+        vfs.clear_faults();
+        pins.check_peer(two, 0xb).unwrap();
+        assert!(pins.check_peer(two, 0xa).is_err(), "only the stored pin counts");
+    }
+}

@@ -317,3 +317,125 @@ fn encode(session: &Session) -> Vec<u8> {
     }
     row
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(sequence: u64, lowest_unacknowledged: u64) -> SessionTag {
+        SessionTag { session: 5, sequence, lowest_unacknowledged }
+    }
+
+    const DONE: Reply = Reply::Written { revision: 9 };
+
+    fn table() -> SessionTable {
+        let mut table = SessionTable::default();
+        assert_eq!(table.register(5, 1_000), [0; 0], "nobody has to go");
+        table
+    }
+
+    fn reload(table: &mut SessionTable) -> SessionTable {
+        let mut loaded = SessionTable::default();
+        for (key, row) in table.take_dirty_rows() {
+            loaded.load_row(&key, &row.unwrap()).unwrap();
+        }
+        loaded
+    }
+
+    #[test]
+    fn a_retry_gets_the_first_reply_until_it_is_acknowledged() {
+        let mut table = table();
+        for sequence in [1, 3, 2] {
+            assert_eq!(
+                table.check(tag(sequence, 1), 2_000),
+                Verdict::New,
+                "{sequence}, in any order"
+            );
+            table.remember(tag(sequence, 1), Reply::Written { revision: sequence });
+        }
+        let second = Reply::Written { revision: 2 };
+        assert_eq!(table.check(tag(2, 1), 2_000), Verdict::Repeat(second), "a retry");
+        assert_eq!(table.check(tag(4, 3), 2_000), Verdict::New, "acknowledges 1 and 2");
+        let retry = table.check(tag(2, 1), 2_000);
+        assert!(matches!(retry, Verdict::OutOfOrder(_)), "an acknowledged one: {retry:?}");
+        assert_eq!(
+            table.check(tag(3, 1), 2_000),
+            Verdict::Repeat(Reply::Written { revision: 3 }),
+            "kept"
+        );
+    }
+
+    #[test]
+    fn at_most_1024_writes_are_outstanding() {
+        let mut table = table();
+        assert_eq!(table.check(tag(1024, 1), 0), Verdict::New, "the last that fits");
+        let changes = table.changes();
+        assert!(matches!(table.check(tag(1025, 1), 0), Verdict::OutOfOrder(_)), "one more");
+        assert_eq!(table.changes(), changes, "a refusal changes nothing");
+        assert_eq!(table.check(tag(1025, 2), 0), Verdict::New, "after an acknowledgement");
+        assert_eq!(table.check(tag(1 << 40, 1 << 40), 0), Verdict::New, "a jump is fine");
+    }
+
+    #[test]
+    fn an_hour_of_idleness_ends_a_session_at_the_next_tick_and_not_before() {
+        let mut table = table();
+        table.register(6, 1_000);
+        assert_eq!(table.check(tag(1, 1), 2_000), Verdict::New, "5 is used");
+        assert_eq!(table.expire(1_000 + IDLE_MAX_MS), [0; 0], "not yet");
+        assert_eq!(table.expire(1_001 + IDLE_MAX_MS), [6], "6 was idle for longer");
+        assert_eq!(table.expire(2_000 + IDLE_MAX_MS), [0; 0], "5 not yet");
+        assert_eq!(table.expire(2_001 + IDLE_MAX_MS), [5], "now 5 too");
+        assert_eq!(table.check(tag(1, 1), 0), Verdict::Unknown, "never created silently");
+    }
+
+    #[test]
+    fn rows_bring_the_table_back_and_only_what_changed_is_written() {
+        let mut table = table();
+        table.register(6, 1_500);
+        for (sequence, reply) in [
+            (2, DONE),
+            (4, Reply::Deleted { revision: 3, count: 7 }),
+            (5, Reply::Refused { revision: 3 }),
+        ] {
+            assert_eq!(table.check(tag(sequence, 2), 2_000), Verdict::New, "{sequence}");
+            table.remember(tag(sequence, 2), reply);
+        }
+        let mut loaded = reload(&mut table);
+        assert_eq!(loaded.changes(), table.changes(), "the count of changes");
+        assert_eq!(loaded.sessions, table.sessions, "the sessions");
+        assert!(!table.is_dirty() && !loaded.is_dirty(), "rows and table agree");
+        assert_eq!(loaded.check(tag(4, 2), 2_000), table.check(tag(4, 2), 2_000), "the replies");
+        assert_eq!(table.take_dirty_rows().len(), 2, "one session and the count");
+        assert_eq!(table.expire(1_501 + IDLE_MAX_MS), [6], "one ends");
+        let rows = table.take_dirty_rows();
+        assert!(rows.contains(&(row_key(6), None)), "its row goes: {rows:?}");
+    }
+
+    #[test]
+    fn the_longest_idle_go_when_there_are_too_many() {
+        let mut table = SessionTable::default();
+        for id in 1..=SESSIONS_MAX as u64 {
+            assert_eq!(table.register(id, 1_000_000 - id), [0; 0], "{id} fits");
+        }
+        let evicted = table.register(1_000_000, 1_000_000);
+        assert_eq!(evicted.len(), EVICTED, "a share at once");
+        assert_eq!(evicted[EVICTED - 1], SESSIONS_MAX as u64, "the longest idle");
+        assert!(evicted.is_sorted(), "by id");
+        assert_eq!(table.len(), (SESSIONS_MAX - EVICTED + 1) as u64, "room again");
+    }
+
+    #[test]
+    fn rows_that_make_no_sense_are_refused() {
+        let mut table = table();
+        let (key, row) = table.take_dirty_rows().swap_remove(0);
+        let row = row.unwrap();
+        let mut loaded = SessionTable::default();
+        for cut in 0..row.len() {
+            assert!(loaded.load_row(&key, &row[..cut]).is_err(), "cut to {cut}");
+        }
+        assert!(loaded.load_row(b"x", &row).is_err(), "another key");
+        let mut newer = row;
+        newer[0] = FORMAT + 1;
+        assert!(loaded.load_row(&key, &newer).is_err(), "another format");
+    }
+}
