@@ -22,6 +22,8 @@ pub mod retention;
 mod row;
 mod session;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use lsm_store::{Keep, PartitionId, PartitionOptions};
 
