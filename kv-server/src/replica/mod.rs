@@ -31,6 +31,7 @@ mod status;
 pub use config::*;
 pub use consensus::Consensus;
 pub use io::*;
+pub use lsm_store::Executor;
 pub use open::{OpenError, Parts, StartReport, open};
 pub use peer_pins::{PeerPins, PeerRefused};
 pub use status::ReplicaStatus;
