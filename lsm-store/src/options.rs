@@ -63,8 +63,8 @@ pub struct Options {
     pub wal_segment_bytes: u64,
     /// Names the store; recorded at creation and checked at every later open. Random is best.
     pub store_id: u128,
-    /// Seed of table uids with [`Executor::Inline`]; each open of one store needs another one. With
-    /// [`Executor::Threads`] it is mixed with entropy.
+    /// Seed of table uids, mixed with store id and file number. All there is with [`Executor::Inline`], so
+    /// that the same calls give the same files; with [`Executor::Threads`] entropy is added.
     pub uid_seed: u64,
     /// The active memtables of all partitions are frozen at the next run boundary above this size.
     pub memtable_bytes: usize,

@@ -15,7 +15,7 @@ use crate::iter::mem::MemIter;
 #[derive(Debug)]
 pub(crate) enum Source {
     Mem(MemIter),
-    Level(LevelIter),
+    Level(Box<LevelIter>),
 }
 
 macro_rules! each {

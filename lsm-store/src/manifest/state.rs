@@ -94,6 +94,12 @@ impl ManifestState {
                         self.next_file
                     ));
                 }
+                if let Some(twin) = self.tables.values().find(|t| t.meta.uid == table.meta.uid) {
+                    return Err(format!(
+                        "tables {number} and {} have the same uid",
+                        twin.meta.number
+                    ));
+                }
                 if self.tables.insert(number, (**table).clone()).is_some() {
                     return Err(format!("table {number} added twice"));
                 }
@@ -210,6 +216,7 @@ mod tests {
         state.apply(&[Item::AddTable(Box::new(sample_table(5)))]).expect("first time");
         let refused = [
             Item::AddTable(Box::new(sample_table(5))),
+            Item::AddTable(Box::new(sample_table(6))),
             Item::AddTable(Box::new(sample_table(64))),
             Item::DeleteTable { partition: 1, level: 2, number: FileNumber(5) },
             Item::DeleteTable { partition: 1, level: 3, number: FileNumber(6) },

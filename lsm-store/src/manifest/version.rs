@@ -129,7 +129,7 @@ impl Levels {
         for tables in
             self.runs.iter().map(|r| &r.tables).chain(&self.levels).filter(|t| !t.is_empty())
         {
-            out.push(Source::Level(LevelIter::new(Arc::clone(tables), fill)));
+            out.push(Source::Level(Box::new(LevelIter::new(Arc::clone(tables), fill))));
         }
     }
 }

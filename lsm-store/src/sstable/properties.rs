@@ -31,8 +31,9 @@ const TAG_SUPERSEDED_AT: u64 = 14;
 const TAG_TOMBSTONE_DENSE_BLOCKS: u64 = 15;
 const TAG_CODEC: u64 = 16;
 const TAG_DATA_BLOCKS: u64 = 17;
-/// Skippable: who wrote the file.
+/// Who wrote the file; like all tags from here on it may be skipped.
 const TAG_CREATOR: u64 = 128;
+const FIRST_SKIPPABLE_TAG: u64 = 129;
 
 /// See the module. Every field but `creator` is mandatory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -170,7 +171,7 @@ impl Properties {
                 TAG_CODEC => p.codec = value.varint().map_err(text)?,
                 TAG_DATA_BLOCKS => p.data_blocks = value.varint().map_err(text)?,
                 TAG_CREATOR => p.creator = value.bytes(value.remaining()).map_err(text)?.to_vec(),
-                128.. => {
+                FIRST_SKIPPABLE_TAG.. => {
                     value.bytes(value.remaining()).map_err(text)?;
                 }
                 _ => return Err(format!("unknown mandatory tag {tag}")),

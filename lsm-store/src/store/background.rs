@@ -1,6 +1,7 @@
 //! The threads that flush and compact, each woken by a bell that holds one ring: what is to be done is
 //! in the store, not in messages, so any number of rings is one.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -49,7 +50,11 @@ pub(crate) fn stop(inner: &Inner, threads: Vec<JoinHandle<()>>) -> bool {
     inner.changed.notify_all();
     inner.ring_flush();
     inner.ring_compaction();
-    threads.into_iter().fold(true, |sound, thread| thread.join().is_ok() && sound)
+    let mut sound = true;
+    for thread in threads {
+        sound &= thread.join().is_ok();
+    }
+    sound
 }
 
 fn spawn(
@@ -64,11 +69,7 @@ fn spawn(
         listen(&inner, &bell, work);
         drop(guard);
     });
-    thread.map_err(|source| Error::io("start a thread for", &inner_dir(name), source))
-}
-
-fn inner_dir(name: &str) -> std::path::PathBuf {
-    std::path::PathBuf::from(name)
+    thread.map_err(|source| Error::io("start a thread for", Path::new(name), source))
 }
 
 struct PoisonOnPanic<'a>(&'a Inner);

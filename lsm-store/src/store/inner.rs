@@ -59,6 +59,7 @@ pub(crate) struct State {
     pub(crate) poison: Option<String>,
     /// Failed background jobs so far, and what the last one failed of.
     pub(crate) failures: u64,
+    pub(crate) flush_failures: u64,
     pub(crate) last_failure: String,
 }
 
@@ -140,10 +141,9 @@ impl Inner {
     pub(crate) fn poison(&self, reason: &Error) {
         let mut state = self.state.lock();
         if state.poison.is_none() {
-            state.poison = Some(match reason {
-                Error::Poisoned { reason } => reason.clone(),
-                other => other.to_string(),
-            });
+            let inherited =
+                if let Error::Poisoned { reason } = reason { Some(reason.clone()) } else { None };
+            state.poison = Some(inherited.unwrap_or_else(|| reason.to_string()));
         }
         drop(state);
         self.changed.notify_all();
@@ -279,9 +279,10 @@ impl Inner {
     }
 
     /// Remembers the failure of a background job.
-    pub(crate) fn record_failure(&self, failure: &Error) {
+    pub(crate) fn record_failure(&self, failure: &Error, of_flush: bool) {
         let mut state = self.state.lock();
         state.failures += 1;
+        state.flush_failures += u64::from(of_flush);
         state.last_failure = failure.to_string();
         drop(state);
         self.changed.notify_all();

@@ -25,12 +25,13 @@ use crate::types::FileNumber;
 const COMPRESSED_FROM: usize = 2;
 
 impl Inner {
-    /// Does everything that is due, on this thread.
+    /// Does everything that is due, on this thread. A failed compaction is recorded and done by a later call.
     ///
     /// # Errors
-    /// That of the first job that fails; what it was to do is done by a later call.
+    /// That of a flush that fails; what it was to do is done by a later call.
     pub(crate) fn work_inline(&self) -> Result<()> {
-        while self.flush_once()? || self.compact_once()? {}
+        while self.flush_once()? {}
+        while self.compact_once().is_ok_and(|done| done) {}
         Ok(())
     }
 
@@ -56,7 +57,7 @@ impl Inner {
                 Ok(true)
             }
             Err(e) => {
-                self.record_failure(&e);
+                self.record_failure(&e, true);
                 Err(e)
             }
         }
@@ -138,7 +139,7 @@ impl Inner {
         match result {
             Ok(done) => Ok(done.is_some()),
             Err(e) => {
-                self.record_failure(&e);
+                self.record_failure(&e, false);
                 Err(e)
             }
         }
@@ -207,7 +208,7 @@ impl Inner {
         let sources = inputs
             .iter()
             .chain(&overlapped)
-            .map(|run| Source::Level(LevelIter::new(Arc::clone(run), false)));
+            .map(|run| Source::Level(Box::new(LevelIter::new(Arc::clone(run), false))));
         let deeper = levels.levels.get(pick.output_level + 1..).unwrap_or_default();
         let grandparents = deeper.first().map_or(&[][..], |tables| &tables[..]);
         let older = |key: &[u8]| deeper.iter().any(|tables| covering(tables, key).is_some());

@@ -226,7 +226,7 @@ impl Store {
         let mut state = inner.state.lock();
         while state.durable.index < target {
             state.check_writable()?;
-            let failed = state.failures > failures;
+            let failed = state.flush_failures > failures;
             if failed || inner.changed.wait_until(&mut state, deadline).timed_out() {
                 return Err(state.stalled(Some(since)));
             }
@@ -248,7 +248,7 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the index to be reached, and how many jobs had failed before.
+    /// Returns the index to be reached, and how many flushes had failed before.
     fn freeze_for_flush(&self) -> Result<(u64, u64)> {
         let inner = self.inner();
         let mut state = inner.state.lock();
@@ -256,7 +256,7 @@ impl Store {
         state.check_writable()?;
         inner.freeze(&mut state);
         let target = inner.visible.load().position.index;
-        Ok((target, state.failures))
+        Ok((target, state.flush_failures))
     }
 
     /// The position up to which everything is in tables and survives a crash: replay begins after it, and

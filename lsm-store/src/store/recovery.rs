@@ -85,6 +85,7 @@ pub(crate) fn open(
         closing: false,
         poison: None,
         failures: 0,
+        flush_failures: 0,
         last_failure: String::new(),
     };
     let counters = Counters::default();
