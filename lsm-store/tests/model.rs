@@ -5,6 +5,8 @@
 //! `PROPTEST_CASES` makes it longer; a failure prints the shrunk steps and is kept in
 //! `proptest-regressions`.
 
+#![expect(clippy::panic, reason = "helpers of tests fail by panicking")]
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -25,12 +27,17 @@ const PARTITIONS: [Keep; 2] = [Keep::All, Keep::NewestOnly];
 type Key = Vec<u8>;
 type Row = (Key, Vec<u8>, u64);
 type Rows = Vec<Row>;
+type Versions = BTreeMap<(Key, Reverse<u64>), Option<Vec<u8>>>;
+/// Puts and deletes of one batch.
+type Ops = Vec<(Key, Option<Vec<u8>>)>;
+/// A batch: partition, sequence number, operations.
+type Numbered = (usize, u64, Ops);
 
 // ---------------------------------------------------------------- the model
 
 #[derive(Clone, Default)]
 struct Model {
-    versions: [BTreeMap<(Key, Reverse<u64>), Option<Vec<u8>>>; 2],
+    versions: [Versions; 2],
     last: [u64; 2],
     floor: u64,
     position: u64,
@@ -60,7 +67,7 @@ impl Model {
 struct Batch {
     partition: usize,
     gap: u64,
-    ops: Vec<(Key, Option<Vec<u8>>)>,
+    ops: Ops,
 }
 
 #[derive(Clone, Debug)]
@@ -189,7 +196,7 @@ struct Harness {
     store: Option<Store>,
     model: Model,
     /// Every run, so that what was not flushed can be applied again after a reopening.
-    log: Vec<(u64, Vec<(usize, u64, Vec<(Key, Option<Vec<u8>>)>)>)>,
+    log: Vec<(u64, Vec<Numbered>)>,
     views: Vec<(View, [u64; 2])>,
 }
 
@@ -250,12 +257,7 @@ impl Harness {
         assert_eq!(self.store().floor(partition_id(0)).0, self.model.floor, "floor is durable");
     }
 
-    fn apply(
-        &self,
-        index: u64,
-        batches: &[(usize, u64, Vec<(Key, Option<Vec<u8>>)>)],
-        read: &[Key],
-    ) {
+    fn apply(&self, index: u64, batches: &[Numbered], read: &[Key]) {
         let mut run = self.store().begin_run(position(index)).expect("begins");
         for (partition, sequence, ops) in batches {
             let ops: Vec<Op<'_>> = ops
