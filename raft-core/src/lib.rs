@@ -1,5 +1,101 @@
 //! The Raft consensus state machine: pure, deterministic, without any I/O.
+//!
+//! [`Raft`] is one node. It learns through [`Raft::step`] (messages, proposals, reads, the passing of
+//! time, what the disk and the state machine have finished), and says what to do through
+//! [`Raft::flush`]. Between the two it only marks work, so a thousand proposals cost one write and one
+//! message for each follower. It has no clock, no thread and no randomness but its seed: the same
+//! inputs at the same times give the same effects, bit for bit, so what happened can be replayed.
+//!
+//! ```text
+//!              Input                                   Effect
+//!  messages ────────►┌──────────────────────────┐────────► Persist ──► log, fsync ──► Persisted
+//!  Propose, Read ───►│  Raft                     │────────► Send    ──► network
+//!  Timer ───────────►│   step · step · … · flush │────────► Apply   ──► state machine ──► Applied
+//!  Persisted,        │   deadline                │────────► FetchLog ──► log reader ──► Fetched
+//!  Applied, Fetched ►└──────────────────────────┘────────► ReadReady, Reply, Role, Fatal
+//! ```
+//!
+//! # The contract of whoever drives it
+//!
+//! 1. Perform [`Effect::Persist`] in the order emitted. Many may share one write and one sync. Report
+//!    [`Input::Persisted`] only after the sync has returned. If a write or a sync fails, report
+//!    [`Input::PersistFailed`], never try again, and end the process: what is on disk is unknown.
+//! 2. Perform [`Effect::Apply`] in the order emitted, on one state machine, and report
+//!    [`Input::Applied`]. What it holds must survive a crash as a prefix of the log: it is given at
+//!    the next start as [`Recovered::applied`].
+//! 3. [`Effect::Send`] is legal to perform at once: whatever depends on the disk has been held back.
+//!    Messages may be lost, repeated and reordered; they must not be altered, and must come from who
+//!    they say. Never wait for a slow peer: drop, and report [`Input::PeerUnreachable`].
+//! 4. Give inputs one at a time, with a clock that does not go back. Read everything that has arrived
+//!    before [`Input::Timer`], which is due at [`Raft::deadline`]. Call [`Raft::flush`] at least after
+//!    each batch of inputs.
+//! 5. Never call it from two threads, and do no I/O between `step` and the end of `flush`.
+//! 6. Start it with another seed at every boot of every node, from a disk that no other node uses.
+//!    An id that was removed, or whose disk was lost, is never used again.
+//!
+//! # What it promises
+//!
+//! Elections are held in trial first, a leader that no quorum answers steps down, and votes are
+//! refused while a leader is heard: always, not by option. An entry is applied only when it is
+//! committed and durable on this node. Every ticket ends exactly once ([`Outcome`]). Everything is
+//! bounded by [`Config`]. No message of a peer makes it panic; a message that proves lost or forked
+//! data halts it ([`Effect::Fatal`]).
+//!
+//! # Left out
+//!
+//! The log only grows; the membership is taken from the log, but there is no command to change it.
+//!
+//! # Example
+//!
+//! A single node, with a disk that is always fast:
+//!
+//! ```
+//! use std::{collections::BTreeMap, sync::Arc};
+//! use raft_core::{Config, Effect, Effects, Input, Membership, Micros, NodeId, NodeInfo, Raft,
+//!     Recovered, RoleKind, Ticket};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let id = NodeId::new(1).ok_or("a node's id is not 0")?;
+//! let membership = Membership::of_voters(BTreeMap::from([(id, NodeInfo::default())]))?;
+//! let recovered = Recovered::bootstrap(Arc::new(membership));
+//! let mut raft = Raft::new(id, Config::default(), recovered, 42, Micros(0))?;
+//! let mut effects = Effects::new();
+//! let mut applied = Vec::new();
+//!
+//! // Does everything that is to be done, until nothing is.
+//! let mut drive = |raft: &mut Raft, now| loop {
+//!     raft.flush(now, &mut effects);
+//!     if effects.is_empty() {
+//!         break;
+//!     }
+//!     for effect in effects.drain() {
+//!         match effect {
+//!             Effect::Persist(op) => raft.step(now, Input::Persisted { upto: op.seq }),
+//!             Effect::Apply(entries) => {
+//!                 applied.extend(entries.iter().map(|entry| entry.pos.index));
+//!                 let upto = entries[entries.len() - 1].pos.index;
+//!                 raft.step(now, Input::Applied { upto });
+//!             }
+//!             other => println!("{other:?}"),
+//!         }
+//!     }
+//! };
+//!
+//! let now = raft.deadline(); // Nobody leads: an election is due.
+//! raft.step(now, Input::Timer);
+//! drive(&mut raft, now);
+//! assert_eq!(raft.status().role, RoleKind::Leader);
+//!
+//! raft.step(now, Input::Propose { ticket: Ticket(1), commands: vec!["put k v".into()] });
+//! drive(&mut raft, now);
+//! assert_eq!(applied.len(), 2); // The leader's own first entry, and the command.
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Start reading at [`Raft`] (`raft.rs`), then `role/`.
 #![no_std]
+#![forbid(unsafe_code)]
 
 extern crate alloc;
 #[cfg(test)]
@@ -24,11 +120,17 @@ mod types;
 mod unapplied;
 mod writer;
 
-pub use config::*;
-pub use io::*;
-pub use membership::*;
-pub use message::*;
-pub use raft::*;
-pub use recovered::*;
-pub use status::*;
-pub use types::*;
+pub use config::{Config, ConfigError};
+pub use io::{
+    Effect, Effects, FatalError, FetchFailed, FetchFor, Input, Outcome, Reject, RoleChange,
+    RoleKind, WriteOp,
+};
+pub use membership::{Membership, MembershipError, NodeInfo, Voters};
+pub use message::{Envelope, Message, VoteKind};
+pub use raft::Raft;
+pub use recovered::{Recovered, StartError};
+pub use status::{Counters, FlowKind, PeerStatus, Status};
+pub use types::{
+    Ballot, Body, Entry, FetchId, LogIndex, LogPos, Micros, NodeId, PersistSeq, ProbeId, ReadSeq,
+    Term, Ticket,
+};

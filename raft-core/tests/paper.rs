@@ -38,7 +38,7 @@ fn led(count: u64) -> Cluster {
     let mut cluster = fresh(count);
     cluster.timeout(n(1));
     cluster.settle();
-    assert_eq!(cluster.leaders(), [n(1)]);
+    assert_eq!(cluster.leaders(), [n(1)], "an undisturbed election succeeds");
     cluster
 }
 

@@ -44,7 +44,7 @@ fn assignments(count: u32) -> impl Iterator<Item = BTreeMap<NodeId, u8>> {
     (0..3_u32.pow(count)).map(move |mut code| {
         (1..=u64::from(count))
             .map(|id| {
-                let value = u8::try_from(code % 3).unwrap();
+                let value = u8::try_from(code % 3).expect("below 3");
                 code /= 3;
                 (node_id(id), value)
             })
