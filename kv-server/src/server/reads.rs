@@ -111,6 +111,11 @@ impl ReadGate {
         }
     }
 
+    /// What is applied and visible to readers.
+    pub(crate) fn applied(&self) -> Applied {
+        self.waiting.lock().applied
+    }
+
     /// Everything in `applied` is visible to readers now.
     pub(crate) fn publish(&self, applied: Applied) {
         let mut ready = Vec::new();

@@ -39,9 +39,12 @@ impl StatusSource {
 
     /// The status now. It works while there is no leader, and after the replica has stopped.
     pub(crate) async fn collect(&self) -> NodeStatus {
+        // Read before consensus is asked, so that it is neither older than what a client was told before it
+        // asked, nor newer than the commit index.
+        let applied = self.shared.gate.applied();
         let (sender, answer) = oneshot::channel();
         self.shared.inbox.push(Work::Status(sender));
-        let replica = match tokio::time::timeout(PATIENCE, answer).await {
+        let mut replica = match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(now)) => {
                 self.last.lock().clone_from(&now);
                 now
@@ -49,6 +52,9 @@ impl StatusSource {
             Ok(Err(_stopped)) => self.last.lock().clone(),
             Err(_late) => self.last.lock().clone(),
         };
+        if applied.index > replica.applied.index {
+            replica.applied = applied;
+        }
         self.describe(&replica)
     }
 
