@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 /// How often a condition is looked at by [`wait_until`]: the wait ends at most this late, and a
 /// question costs a node about 50 µs.
-const POLL_INTERVAL: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// How long one question waits for its answer. A frozen node must not hold up the others.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 

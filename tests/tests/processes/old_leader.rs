@@ -1,0 +1,95 @@
+//! The old leader comes back, in two ways: from the dead, and from a standstill.
+
+use kv_client::{Consistency, Effect};
+use raft_rpc::Role;
+use tests::{
+    cluster::{Cluster, Lead, WAIT_LIMIT},
+    programs,
+};
+
+#[tokio::test]
+async fn a_leader_killed_and_started_again_follows_and_catches_up() {
+    let mut cluster = Cluster::started(programs!(), 4).await;
+    let old = cluster.wait_for_agreement().await;
+    let client = cluster.client().await;
+    for number in 0..50 {
+        client.put(format!("before/{number:02}"), "x").await.unwrap();
+    }
+
+    cluster.kill(old.node);
+    let others = cluster.others(old.node);
+    let new = cluster.wait_for_leader_above(old.term, &others).await;
+    for number in 0..50 {
+        client.put(format!("after/{number:02}"), "y").await.unwrap();
+    }
+    cluster.start(old.node);
+
+    let status = cluster
+        .wait_for_status(old.node, "follows the new leader", |status| {
+            status.role == Role::Follower && status.leader == Some(new.node.get())
+        })
+        .await;
+    assert!(status.term >= new.term, "{status:?}");
+    let state = cluster.wait_for_equal_states().await;
+    assert_eq!(state.revision, 101, "100 writes after revision 1");
+    let alone = cluster.client_of(old.node).await;
+    let stale = Consistency::Stale { max_age: None };
+    for key in ["before/49", "after/49"] {
+        assert!(alone.get(key).consistency(stale).await.unwrap().is_some(), "{key}");
+    }
+}
+
+/// SIGSTOP is the worst a scheduler, a hypervisor or a debugger can do: on SIGCONT the old leader is
+/// still sure that it leads, and its clock says that no time has passed for its threads.
+#[tokio::test]
+async fn a_frozen_leader_steps_down_when_it_goes_on_and_tells_nobody_anything_old() {
+    let mut cluster = Cluster::started(programs!(), 4).await;
+    let old = cluster.wait_for_agreement().await;
+    let through_old = cluster.client_of(old.node).await;
+    let reader = cluster.client_of(old.node).await;
+    through_old.put("led-by", "old").await.unwrap();
+    reader.get("led-by").await.unwrap();
+    let before = cluster.status_of(old.node).await;
+    let logged = step_down_lines(&cluster, old).len();
+
+    cluster.freeze(old.node);
+    let waiting = tokio::spawn(async move {
+        through_old.put("waiting", "sent to a frozen node").timeout(WAIT_LIMIT).await
+    });
+    let others = cluster.others(old.node);
+    let new = cluster.wait_for_leader_above(old.term, &others).await;
+    let through_new = cluster.client_of(new.node).await;
+    through_new.put("led-by", "new").await.unwrap();
+    assert!(!waiting.is_finished(), "the put waits on the frozen node");
+
+    cluster.thaw(old.node);
+    let read = reader.get("led-by").await.unwrap().unwrap();
+    assert_eq!(read.value, "new", "a linearizable read right after SIGCONT");
+
+    let after = cluster
+        .wait_for_status(old.node, "follows at the higher term", |status| {
+            status.role == Role::Follower && status.term >= new.term
+        })
+        .await;
+    assert_eq!(after.role_changes, before.role_changes + 1, "{after:?}");
+    let lines = step_down_lines(&cluster, old);
+    assert_eq!(lines.len(), logged + 1, "one line about it: {lines:#?}");
+
+    let ended = waiting.await.unwrap();
+    let found = through_new.get("waiting").await.unwrap();
+    match ended {
+        Ok(written) => {
+            assert_eq!(found.map(|found| found.mod_revision), Some(written.revision));
+        }
+        Err(error) if error.effect() == Effect::None => assert_eq!(found, None, "{error}"),
+        Err(error) => assert_eq!(error.effect(), Effect::Unknown, "{error}"),
+    }
+    cluster.wait_for_equal_states().await;
+}
+
+/// The lines in which the old leader says that it leads no more.
+fn step_down_lines(cluster: &Cluster, old: Lead) -> Vec<String> {
+    let log = cluster.log(old.node);
+    let about = |line: &&str| line.contains(" follower node=");
+    log.lines().filter(about).map(str::to_owned).collect()
+}
