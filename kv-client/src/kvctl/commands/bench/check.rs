@@ -1,7 +1,7 @@
 //! Whether the store still holds what it acknowledged: a sample of the keys is read back.
 
+use crate::{Client, Error};
 use futures::StreamExt as _;
-use kv_client::{Client, Error};
 
 use super::worker::{Keys, Tally, write_of};
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use kv_client::{Effect, Error, ErrorKind};
+use crate::{Effect, Error, ErrorKind};
 
 /// Why a command ends without having done all it was asked.
 #[derive(Debug)]
@@ -115,7 +115,6 @@ fn code_of(error: &Error) -> u8 {
         ErrorKind::TooLarge => 4,
         ErrorKind::ConditionFailed => 1,
         ErrorKind::OutcomeUnknown => 5,
-        // ErrorKind may get further kinds; what is not known to be refused did not happen.
         ErrorKind::NoLeader
         | ErrorKind::Unavailable
         | ErrorKind::Timeout
@@ -124,7 +123,6 @@ fn code_of(error: &Error) -> u8 {
         | ErrorKind::FutureRevision
         | ErrorKind::TooStale
         | ErrorKind::Storage
-        | ErrorKind::Protocol
-        | _ => 3,
+        | ErrorKind::Protocol => 3,
     }
 }

@@ -12,12 +12,12 @@ mod status;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
+use crate::{Client, ClientBuilder, Consistency, KeyRange};
 use bytes::Bytes;
 use clap::CommandFactory as _;
-use kv_client::{Client, ClientBuilder, Consistency, KeyRange};
 
-use crate::args::{Bounds, Cli, Command, Global, Stale};
-use crate::failure::Failure;
+use crate::kvctl::args::{Bounds, Cli, Command, Global, Stale};
+use crate::kvctl::failure::Failure;
 
 /// Does what the command line asks.
 pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
@@ -39,7 +39,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
 fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "kvctl", &mut script);
-    let mut output = crate::output::Output::with_format(crate::args::Format::Plain);
+    let mut output = crate::kvctl::output::Output::with_format(crate::kvctl::args::Format::Plain);
     output.bytes(&script)?;
     output.flush()
 }
@@ -68,8 +68,8 @@ fn consistency(stale: &Stale) -> Consistency {
 
 fn prefix_range(prefix: Option<&OsStr>) -> KeyRange {
     match prefix {
-        Some(prefix) => kv_client::prefix(prefix.as_bytes()),
-        None => kv_client::all(),
+        Some(prefix) => crate::prefix(prefix.as_bytes()),
+        None => crate::all(),
     }
 }
 

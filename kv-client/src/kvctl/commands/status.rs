@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use kv_client::{ClusterStatus, NodeReport, NodeStatus, Role, StorageState};
+use crate::{ClusterStatus, NodeReport, NodeStatus, Role, StorageState};
 
 use super::builder;
-use crate::args::{Format, Global, Status};
-use crate::failure::Failure;
-use crate::json::Object;
-use crate::output::{Output, escape};
+use crate::kvctl::args::{Format, Global, Status};
+use crate::kvctl::failure::Failure;
+use crate::kvctl::json::Object;
+use crate::kvctl::output::{Output, escape};
 
 /// How often the nodes are asked while waiting.
 const POLL: Duration = Duration::from_millis(50);

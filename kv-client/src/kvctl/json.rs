@@ -4,10 +4,10 @@
 //! Invariant: a key or value that is UTF-8 appears as itself, any other as the same field with
 //! `_base64` appended (standard alphabet, padded), each field by itself; both are read back.
 
+use crate::KeyValue;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use kv_client::KeyValue;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 

@@ -13,16 +13,16 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::{Client, prefix};
 use hdrhistogram::Histogram;
-use kv_client::{Client, prefix};
 use serde_json::Value;
 
 use self::worker::{Keys, Tally, Worker};
 use super::builder;
-use crate::args::{Bench, Format, Global, Workload};
-use crate::failure::Failure;
-use crate::json::Object;
-use crate::output::{Output, narrate};
+use crate::kvctl::args::{Bench, Format, Global, Workload};
+use crate::kvctl::failure::Failure;
+use crate::kvctl::json::Object;
+use crate::kvctl::output::{Output, narrate};
 
 /// Keys of a run at least: with fewer the store's caches would be measured.
 const KEYS_MIN: u64 = 10_000;

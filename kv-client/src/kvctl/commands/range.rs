@@ -3,10 +3,10 @@
 use futures::StreamExt as _;
 
 use super::{bounds_range, client, consistency};
-use crate::args::{Format, Global, Range};
-use crate::failure::Failure;
-use crate::json::{Object, item};
-use crate::output::{Output, cell, escape};
+use crate::kvctl::args::{Format, Global, Range};
+use crate::kvctl::failure::Failure;
+use crate::kvctl::json::{Object, item};
+use crate::kvctl::output::{Output, cell, escape};
 
 pub(crate) async fn range(global: &Global, asked: Range) -> Result<(), Failure> {
     let mut output = Output::new(global.output)?;

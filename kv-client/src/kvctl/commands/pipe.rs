@@ -12,17 +12,17 @@ use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::{Client, Conditional, Consistency, Error, KeyRange};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use kv_client::{Client, Conditional, Consistency, Error, KeyRange};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::builder;
-use crate::args::{Format, Global};
-use crate::failure::Failure;
-use crate::json::{Object, item, parse_object, take_bytes, type_of};
+use crate::kvctl::args::{Format, Global};
+use crate::kvctl::failure::Failure;
+use crate::kvctl::json::{Object, item, parse_object, take_bytes, type_of};
 
 /// Requests under way at most.
 const UNDER_WAY: usize = 1024;
@@ -278,7 +278,7 @@ fn understand(mut fields: Map<String, Value>) -> Result<Request, String> {
                 return Err("\"limit\" must be above zero".to_owned());
             }
             let range = match (prefix, from, to) {
-                (Some(prefix), None, None) => kv_client::prefix(prefix),
+                (Some(prefix), None, None) => crate::prefix(prefix),
                 (None, from, to) => KeyRange { start: from.unwrap_or_default(), end: to },
                 (Some(_), _, _) => {
                     return Err("\"prefix\" excludes \"from\" and \"to\"".to_owned());
@@ -352,7 +352,7 @@ mod tests {
         assert_eq!(request.operation, Operation::Get { key: Bytes::from_static(b"\xff") });
         assert_eq!(request.consistency, Consistency::Stale { max_age: None });
         let (_, request) = parsed(r#"{"id":2,"op":"range","prefix":"a","limit":3}"#);
-        let range = kv_client::prefix("a");
+        let range = crate::prefix("a");
         assert_eq!(request.operation, Operation::Range { range, limit: Some(3) });
     }
 

@@ -3,14 +3,14 @@
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 
+use crate::{Client, Conditional, Deleted, KeyValue, VALUE_BYTES_MAX, Written};
 use bytes::Bytes;
-use kv_client::{Client, Conditional, Deleted, KeyValue, VALUE_BYTES_MAX, Written};
 
 use super::{bytes, client, consistency, prefix_range};
-use crate::args::{Del, Format, Get, Global, Put};
-use crate::failure::Failure;
-use crate::json::{Object, item};
-use crate::output::{Output, cell, escape, narrate};
+use crate::kvctl::args::{Del, Format, Get, Global, Put};
+use crate::kvctl::failure::Failure;
+use crate::kvctl::json::{Object, item};
+use crate::kvctl::output::{Output, cell, escape, narrate};
 
 pub(crate) async fn put(global: &Global, put: Put) -> Result<(), Failure> {
     let mut output = Output::new(global.output)?;

@@ -21,19 +21,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::{Client, Effect, Error, ErrorKind};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use indicatif::{ProgressBar, ProgressStyle};
-use kv_client::{Client, Effect, Error, ErrorKind};
 use tokio::sync::mpsc;
 
 use super::{builder, seconds_text};
-use crate::args::{Format, Global, Import};
-use crate::failure::Failure;
-use crate::json::{Object, parse_object, take_bytes};
-use crate::output::{Output, narrate};
+use crate::kvctl::args::{Format, Global, Import};
+use crate::kvctl::failure::Failure;
+use crate::kvctl::json::{Object, parse_object, take_bytes};
+use crate::kvctl::output::{Output, narrate};
 
 /// Lines that are read ahead of the puts.
 const LINES_AHEAD: usize = 1024;

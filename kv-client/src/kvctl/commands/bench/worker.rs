@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::{Client, Effect, Error, starting_at};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
 use hdrhistogram::Histogram;
-use kv_client::{Client, Effect, Error, starting_at};
 
-use crate::args::{Bench, Workload};
+use crate::kvctl::args::{Bench, Workload};
 
 /// Keys in a listing of the range workload.
 const RANGE_KEYS: u64 = 100;

@@ -6,10 +6,10 @@ use std::io::IsTerminal as _;
 use futures::StreamExt as _;
 
 use super::{client, consistency, prefix_range};
-use crate::args::{Export, Format, Global};
-use crate::failure::Failure;
-use crate::json::pair;
-use crate::output::{Output, narrate};
+use crate::kvctl::args::{Export, Format, Global};
+use crate::kvctl::failure::Failure;
+use crate::kvctl::json::pair;
+use crate::kvctl::output::{Output, narrate};
 
 pub(crate) async fn export(global: &Global, asked: Export) -> Result<(), Failure> {
     if !matches!(global.output, None | Some(Format::Json)) {

@@ -7,8 +7,8 @@ use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-use crate::args::Format;
-use crate::failure::{Failure, Report};
+use crate::kvctl::args::Format;
+use crate::kvctl::failure::{Failure, Report};
 
 /// Standard output, buffered, in the format asked for.
 #[derive(Debug)]
