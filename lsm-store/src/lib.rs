@@ -1,4 +1,4 @@
-//! The storage engine.
+#![doc = include_str!("../README.md")]
 
 pub mod checksum;
 pub mod coding;

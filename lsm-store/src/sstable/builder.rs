@@ -22,6 +22,9 @@ use crate::sstable::{QUANTILES, TableMeta, entry_digest};
 use crate::types::FileNumber;
 use crate::vfs::VfsFile;
 
+/// Names the writer in the properties; raised when it lays tables out differently within one format.
+const CREATOR: &[u8] = b"lsm-store 1";
+
 /// Bytes collected before they are written.
 const WRITE_BYTES: usize = 256 * 1024;
 
@@ -135,7 +138,7 @@ impl TableBuilder {
             tombstone_dense_blocks: 0,
             codec: layout.codec as u64,
             data_blocks: 0,
-            creator: concat!("lsm-store ", env!("CARGO_PKG_VERSION")).as_bytes().to_vec(),
+            creator: CREATOR.to_vec(),
         };
         Self {
             file,

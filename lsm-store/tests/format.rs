@@ -1,0 +1,196 @@
+//! The bytes on disk: what this build writes is exactly what `tests/fixtures/v1` holds, what is there can
+//! be opened, and what a later version writes is refused by name.
+//!
+//! A change that makes these tests fail changes the format: it needs a new version number, a new
+//! fixture, a word in `FORMAT.md`, and the old fixture must stay readable. `UPDATE_FIXTURES=1` writes
+//! the files anew.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lsm_store::checksum::{bound_hash, fold64};
+use lsm_store::vfs::{MemVfs, Vfs};
+use lsm_store::{
+    Error, Executor, Keep, Op, Options, PartitionId, PartitionOptions, Position, SequenceNumber,
+    Store,
+};
+
+const DATA: PartitionId = PartitionId(0);
+const META: PartitionId = PartitionId(1);
+const STORE_ID: u128 = 0x0123_4567_89ab_cdef_0011_2233_4455_6677;
+const DIR: &str = "/db";
+
+fn options() -> Options {
+    let partition = |name: &str, keep| PartitionOptions { name: name.to_owned(), keep };
+    let partitions = vec![partition("data", Keep::All), partition("meta", Keep::NewestOnly)];
+    let mut options = Options::new(STORE_ID, partitions);
+    options.block_bytes = 256;
+    options.restart_interval = 4;
+    options.index_partition_bytes = 96;
+    options.l0_trigger = 2;
+    options.uid_seed = 42;
+    options
+}
+
+fn open(vfs: &Arc<MemVfs>) -> lsm_store::Result<Store> {
+    let vfs: Arc<dyn Vfs> = Arc::<MemVfs>::clone(vfs);
+    Store::open(vfs, Path::new(DIR), options(), Executor::Inline)
+}
+
+/// The same store every time: compressed tables in the last level, a run in level 0, several versions,
+/// deletes, a key that is a prefix of another, an empty key, an empty value, a value above the block size.
+fn written() -> Arc<MemVfs> {
+    let vfs = Arc::new(MemVfs::new(1));
+    let store = open(&vfs).expect("opens");
+    let long = [b'x'; 600];
+    for n in 1..=60_u64 {
+        let mut run = store
+            .begin_run(Position { index: n, term: n / 16, extra: vec![0xEE] })
+            .expect("begins");
+        let key = format!("fruit/{:02}/name", n % 20).into_bytes();
+        let value = format!("value {n} value {n} value {n}").into_bytes();
+        let op = match n {
+            7 | 33 => Op::Delete { key: &key },
+            8 => Op::Put { key: b"", value: b"empty key" },
+            9 => Op::Put { key: b"fruit/01", value: b"" },
+            10 => Op::Put { key: b"long", value: &long },
+            _ => Op::Put { key: &key, value: &value },
+        };
+        run.apply(DATA, SequenceNumber(n), &[op]).expect("applies");
+        run.apply(META, SequenceNumber(n), &[Op::Put { key: b"applied", value: &n.to_le_bytes() }])
+            .expect("applies");
+        run.publish().expect("publishes");
+        if n % 20 == 0 {
+            store.flush().expect("flushes");
+        }
+        if n == 50 {
+            store.set_floor(DATA, SequenceNumber(12)).expect("raises");
+        }
+    }
+    let metrics = store.metrics();
+    assert!(metrics.compactions > 0 && metrics.partitions[0].l0_runs == 1, "{metrics:?}");
+    store.close().expect("closes");
+    vfs
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1")
+}
+
+/// Name and content of everything but the lock, whose content is of the moment.
+fn content(vfs: &MemVfs) -> Vec<(PathBuf, Vec<u8>)> {
+    let files = vfs.files().into_iter().filter(|p| !p.ends_with("LOCK"));
+    files
+        .map(|path| {
+            let bytes = vfs.content(&path).expect("there");
+            (path.strip_prefix(DIR).expect("inside").to_path_buf(), bytes)
+        })
+        .collect()
+}
+
+fn fixture_vfs() -> Arc<MemVfs> {
+    let vfs = MemVfs::new(1);
+    vfs.create_dir_all(&Path::new(DIR).join("sst")).expect("creates");
+    let mut names = vec![fixtures(), fixtures().join("sst")];
+    while let Some(dir) = names.pop() {
+        for entry in std::fs::read_dir(dir).expect("fixture is there") {
+            let path = entry.expect("reads").path();
+            if path.is_file() {
+                let inside = path.strip_prefix(fixtures()).expect("inside");
+                let file = vfs.create_new(&Path::new(DIR).join(inside)).expect("creates");
+                file.write_all_at(&std::fs::read(&path).expect("reads"), 0).expect("writes");
+            }
+        }
+    }
+    Arc::new(vfs)
+}
+
+#[test]
+fn this_build_writes_exactly_the_bytes_of_version_1() {
+    let written = content(&written());
+    if std::env::var_os("UPDATE_FIXTURES").is_some() {
+        for (path, bytes) in &written {
+            let path = fixtures().join(path);
+            std::fs::create_dir_all(path.parent().expect("inside")).expect("creates");
+            std::fs::write(path, bytes).expect("writes");
+        }
+    }
+    let fixture = content(&fixture_vfs());
+    let names =
+        |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|f| f.0.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&written), names(&fixture), "the same files");
+    for ((path, ours), (_, theirs)) in written.iter().zip(&fixture) {
+        let differs = ours.iter().zip(theirs).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "{} differs at this byte", path.display());
+        assert_eq!(ours.len(), theirs.len(), "length of {}", path.display());
+    }
+}
+
+#[test]
+fn a_store_of_version_1_opens_with_everything_in_it() {
+    let store = open(&fixture_vfs()).expect("opens");
+    assert_eq!(
+        store.durable_position(),
+        Position { index: 60, term: 3, extra: vec![0xEE] },
+        "position"
+    );
+    assert_eq!(store.floor(DATA), SequenceNumber(12), "floor");
+    store.verify().expect("sound");
+    let get =
+        |key: &[u8]| store.get(DATA, key).expect("reads").map(|f| (f.value.to_vec(), f.sequence.0));
+    assert_eq!(get(b""), Some((b"empty key".to_vec(), 8)), "empty key");
+    assert_eq!(get(b"fruit/01"), Some((vec![], 9)), "empty value");
+    assert_eq!(get(b"long"), Some((vec![b'x'; 600], 10)), "long value");
+    assert_eq!(get(b"fruit/13/name").map(|f| f.1), Some(53), "overwritten");
+    let then = store.view_at(DATA, SequenceNumber(34)).expect("history");
+    assert_eq!(then.get(DATA, b"fruit/13/name").expect("reads"), None, "deleted at 33");
+    let meta = store.get(META, b"applied").expect("reads").expect("there");
+    assert_eq!(meta.value, 60_u64.to_le_bytes().as_slice(), "the other partition");
+}
+
+/// Sets the version of a table's footer or of a manifest's header, with the checksum that belongs to it.
+fn with_version(path: &Path, bytes: &[u8], version: u32) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    if path.extension().is_some() {
+        let footer = bytes.len() - 96;
+        let uid = u128::from_le_bytes(bytes[footer..footer + 16].try_into().expect("16 bytes"));
+        bytes[footer + 48..footer + 52].copy_from_slice(&version.to_le_bytes());
+        let sum = bound_hash(&bytes[footer..footer + 80], fold64(uid), footer as u64);
+        bytes[footer + 80..footer + 88].copy_from_slice(&sum.to_le_bytes());
+    } else {
+        for copy in [0, 128] {
+            bytes[copy + 8..copy + 12].copy_from_slice(&version.to_le_bytes());
+            let number =
+                u64::from_le_bytes(bytes[copy + 32..copy + 40].try_into().expect("8 bytes"));
+            let sum = bound_hash(&bytes[copy..copy + 120], fold64(STORE_ID), number);
+            bytes[copy + 120..copy + 128].copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+#[test]
+fn tables_and_manifests_of_the_next_version_are_refused_by_name() {
+    let good = fixture_vfs();
+    let versioned: Vec<PathBuf> = good
+        .files()
+        .into_iter()
+        .filter(|p| {
+            p.to_string_lossy().contains("MANIFEST") || p.extension().is_some_and(|e| e == "sst")
+        })
+        .collect();
+    assert!(versioned.len() >= 3, "{versioned:?}");
+    for path in &versioned {
+        let bytes = good.content(path).expect("there");
+        let vfs = Arc::new(good.fork());
+        vfs.replace(path, &with_version(path, &bytes, 1)).expect("replaces");
+        open(&vfs).expect("version 1, so the checksum above is right");
+        let vfs = Arc::new(good.fork());
+        vfs.replace(path, &with_version(path, &bytes, 2)).expect("replaces");
+        let error = open(&vfs).expect_err("version 2");
+        assert!(
+            matches!(&error, Error::UnknownVersion { file, found: 2, supported: 1 } if file == path),
+            "{error}"
+        );
+    }
+}
