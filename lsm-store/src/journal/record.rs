@@ -35,6 +35,9 @@ pub mod kind {
     pub const INVALID: u8 = 0;
     /// A write batch of a store with its own write-ahead log.
     pub const BATCH: u8 = 1;
+    /// Behind the end of a segment that has a successor, written once the successor is durable: proof
+    /// that it was there. No payload.
+    pub const SEAL: u8 = 3;
     /// Only a durable-to promise; no payload.
     pub const SYNC_NOTE: u8 = 4;
     /// The first record of a segment: what the caller needs to know if all older segments are gone.

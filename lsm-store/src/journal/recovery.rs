@@ -3,7 +3,8 @@
 //! 1. Everything in `tmp/` is removed: it never got its name.
 //! 2. Segments older than the caller needs are removed, oldest first. The rest must be numbered without
 //!    a gap, each header must seal the segment before it, and no file may be shorter than its seal.
-//! 3. The last segment is read, and its end is settled: torn tail or damage (see `scan.rs`).
+//! 3. The last segment is read, and its end is settled: torn tail or damage (see `scan.rs`). A seal in it
+//!    proves that there was a later one, which is then missing.
 //! 4. Its records above the promise were read, but nobody knows whether they are on disk: the process
 //!    may have ended without a sync, or after a failed one, and then they are in the kernel's memory
 //!    only. They are copied into a new segment that seals the old one at the promise. It gets its name
@@ -313,7 +314,15 @@ fn settle(last: &OnDisk) -> Result<Tail> {
         return Err(Error::corruption(&last.path, last.len, "the file ends inside the header"));
     }
     let SegmentHeader { epoch, published_end, .. } = last.header;
-    settle_tail(&last.file, &last.path, epoch, SEGMENT_HEADER_BYTES, published_end, last.len)
+    let tail =
+        settle_tail(&last.file, &last.path, epoch, SEGMENT_HEADER_BYTES, published_end, last.len)?;
+    if tail.has_seal {
+        let missing = last.path.with_file_name(file_name(last.header.number + 1));
+        let detail =
+            format!("the segment is missing: segment {} was sealed for it", last.header.number);
+        return Err(Error::corruption(&missing, 0, detail));
+    }
+    Ok(tail)
 }
 
 /// Step 4: a segment with copies of the records above the promise, durable before it has its name.

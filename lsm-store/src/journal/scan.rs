@@ -194,6 +194,8 @@ pub(crate) struct Tail {
     pub(crate) unpromised_records: u64,
     /// Their bytes on disk.
     pub(crate) unpromised_bytes: u64,
+    /// Whether there is a seal: the file had a successor.
+    pub(crate) has_seal: bool,
 }
 
 /// Reads a file that was being written from `first` to its length `len` and decides how it ends, where
@@ -236,9 +238,11 @@ pub(crate) fn settle_tail(
         torn_to,
         unpromised_records: 0,
         unpromised_bytes: 0,
+        has_seal: false,
     };
     let mut boundary = first;
     while let Step::Record(found) = scanner.step()? {
+        tail.has_seal |= found.header.kind == kind::SEAL;
         if found.end <= promised {
             boundary = found.end;
             tail.promised_checksum = found.header.checksum;

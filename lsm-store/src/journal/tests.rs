@@ -428,6 +428,14 @@ fn a_missing_swapped_or_foreign_segment_is_refused() {
         Err(Error::Corruption { file, .. }) => assert_eq!(file, segment_path(2)),
         other => assert!(other.is_err(), "a gap"),
     }
+    let newest = vfs.fork();
+    newest.unlink(&segment_path(2)).expect("removed");
+    match reopen(&newest) {
+        Err(Error::Corruption { file, .. }) => {
+            assert_eq!(file, segment_path(2), "the newest, of which a seal tells")
+        }
+        other => assert!(other.is_err(), "the newest segment is gone"),
+    }
     let swapped = vfs.fork();
     let [one, two] = [1, 2].map(|n| swapped.content(&segment_path(n)).expect("there"));
     swapped.replace(&segment_path(1), &two).expect("swapped");

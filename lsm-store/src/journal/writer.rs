@@ -247,17 +247,6 @@ impl Journal {
         self.shared.bytes()
     }
 
-    /// Ends the newest segment, so that it can be removed once it is no longer needed: the next record
-    /// begins another one. What was appended is synced.
-    ///
-    /// # Errors
-    /// As [`Journal::sync`].
-    pub fn end_segment(&mut self) -> Result<()> {
-        self.check_alive()?;
-        let sealed = self.seal_tail();
-        self.guard(sealed)
-    }
-
     /// Removes the segments below number `segment`, oldest first, each durably before the next; never
     /// the newest one. A segment of copies made by recovery has no head record and is kept together
     /// with its predecessor. Returns how many were removed.
@@ -342,17 +331,29 @@ impl Journal {
         Ok(())
     }
 
-    fn seal_tail(&mut self) -> Result<()> {
+    /// Ends the newest segment; returns it, if there was one, for [`Self::note_successor`].
+    fn seal_tail(&mut self) -> Result<Option<Tail>> {
         self.write_and_sync()?;
-        if let Some(tail) = self.tail.take() {
+        let tail = self.tail.take();
+        if let Some(tail) = &tail {
             self.sealed =
                 Seal { segment: tail.number, end: tail.end, last_checksum: tail.last_checksum };
         }
-        Ok(())
+        Ok(tail)
+    }
+
+    /// Writes behind the end of a sealed segment that its successor was durable: should the newest segment
+    /// ever be missing, its predecessor says so. Not synced; the log does not depend on it.
+    fn note_successor(tail: &Tail) -> Result<()> {
+        let mut record = Vec::new();
+        let place = Place { epoch: tail.epoch, offset: tail.end };
+        let meta = Meta { kind: kind::SEAL, sequence: tail.last_sequence, durable_to: tail.end };
+        record::encode(&mut record, place, meta, &[]);
+        tail.file.write_all_at(&record, tail.end).context("write", &tail.path)
     }
 
     fn begin_segment(&mut self, sequence: u64, head: &[u8], first_record_bytes: u64) -> Result<()> {
-        self.seal_tail()?;
+        let before = self.seal_tail()?;
         let number = self.sealed.segment + 1;
         let epoch = draw_epoch(&mut self.epochs);
         let head_end = SEGMENT_HEADER_BYTES + record_bytes(head.len() as u64);
@@ -382,6 +383,9 @@ impl Journal {
         draft.file.write_all_at(&content, 0).context("write", &draft.tmp)?;
         let file = Arc::clone(&draft.file);
         let path = draft.publish()?;
+        if let Some(before) = &before {
+            Self::note_successor(before)?;
+        }
         self.shared.add(number, epoch, path.clone(), head_end, false);
         self.tail = Some(Tail {
             number,

@@ -193,7 +193,8 @@ impl Wal {
 
     /// Syncs the log and ends it.
     pub(crate) fn close(&self) -> Result<()> {
-        match self.log.lock().journal.take() {
+        let journal = self.log.lock().journal.take();
+        match journal {
             Some(journal) => journal.close(),
             None => Ok(()),
         }

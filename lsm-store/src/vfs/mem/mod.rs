@@ -53,6 +53,8 @@ struct World {
     faults_fired: u64,
     free_space: u64,
     rng: SplitMix64,
+    /// Copies taken before each mutating call, if wanted.
+    recorded: Option<Vec<World>>,
 }
 
 /// What a call does.
@@ -106,6 +108,10 @@ impl World {
         let call = self.calls;
         self.calls += 1;
         if op.is_mutating() {
+            if let Some(mut recorded) = self.recorded.take() {
+                recorded.push(self.clone());
+                self.recorded = Some(recorded);
+            }
             let number = self.mutating_calls;
             self.mutating_calls += 1;
             if self.stop_at == Some(number) {
@@ -189,6 +195,7 @@ impl MemVfs {
             faults_fired: 0,
             free_space: 1 << 40,
             rng: SplitMix64::new(seed),
+            recorded: None,
         };
         Self { world: Arc::new(Mutex::new(world)) }
     }
@@ -199,8 +206,27 @@ impl MemVfs {
     pub fn fork(&self) -> Self {
         let mut world = self.world.lock().clone();
         world.faults.clear();
+        world.recorded = None;
         world.end_of_process();
         Self { world: Arc::new(Mutex::new(world)) }
+    }
+
+    /// From now on keeps a copy of itself before each mutating call, for [`MemVfs::take_recorded`]: every
+    /// place to crash at, in one run.
+    pub fn record(&self) {
+        self.world.lock().recorded = Some(Vec::new());
+    }
+
+    /// The copies since [`MemVfs::record`], which ends: the first is before the mutating call that was the
+    /// next one then, and so on. Handles and locks are as after [`MemVfs::kill`].
+    pub fn take_recorded(&self) -> Vec<Self> {
+        let recorded = self.world.lock().recorded.take().unwrap_or_default();
+        let revive = |mut world: World| {
+            world.faults.clear();
+            world.end_of_process();
+            Self { world: Arc::new(Mutex::new(world)) }
+        };
+        recorded.into_iter().map(revive).collect()
     }
 
     /// The machine loses power and starts again: what was not synced goes after `policy`, drawn from
