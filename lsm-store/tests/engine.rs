@@ -4,7 +4,7 @@ use std::ops::Bound::Unbounded;
 use std::path::Path;
 use std::sync::Arc;
 
-use lsm_store::vfs::{MemVfs, Vfs};
+use lsm_store::vfs::{Fault, FaultKind, FaultWhen, MemVfs, OpSet, RealVfs, Vfs};
 use lsm_store::{
     Error, Executor, Keep, Op, Options, PartitionId, PartitionOptions, Position, SequenceNumber,
     Store,
@@ -288,6 +288,90 @@ fn a_closed_store_refuses_writes_and_closing_again_is_nothing() {
     assert!(matches!(other.begin_run(position(2)), Err(Error::Closed)), "begin");
     assert!(matches!(other.flush(), Err(Error::Closed)), "flush");
     other.close().expect("nothing to do");
+}
+
+#[test]
+fn verification_notices_a_file_that_was_removed() {
+    let vfs = Arc::new(MemVfs::new(1));
+    let store = open(&vfs, options());
+    put(&store, 1, 1, b"a", b"1");
+    store.flush().expect("flushes");
+    store.verify().expect("sound");
+    let table =
+        vfs.files().into_iter().find(|p| p.extension().is_some_and(|e| e == "sst")).expect("one");
+    vfs.unlink(&table).expect("unlinks");
+    let error = store.verify().expect_err("gone");
+    assert!(matches!(&error, Error::Corruption { file, .. } if *file == table), "{error}");
+}
+
+#[test]
+fn a_writer_that_background_work_cannot_follow_stalls_and_goes_on_when_it_can() {
+    let vfs = Arc::new(MemVfs::new(1));
+    let mut options = tiny();
+    options.stall_max = std::time::Duration::from_millis(300);
+    let shared: Arc<dyn Vfs> = Arc::<MemVfs>::clone(&vfs);
+    let store =
+        Store::open(shared, Path::new("/store"), options, Executor::Threads).expect("opens");
+    vfs.add_fault(Fault {
+        ops: OpSet::WRITES,
+        when: FaultWhen::Always,
+        kind: FaultKind::NoSpace,
+        path_contains: "sst".to_owned(),
+    });
+    let mut n = 0;
+    let stalled = loop {
+        n += 1;
+        assert!(n < 1000, "memory is bounded");
+        match store.begin_run(position(n)) {
+            Ok(mut run) => {
+                run.apply(DATA, SequenceNumber(n), &[Op::Put { key: b"k", value: &[7; 100] }])
+                    .expect("applies");
+                run.publish().expect("publishes");
+            }
+            Err(e) => break e,
+        }
+    };
+    assert!(
+        matches!(&stalled, Error::Stalled { frozen: 2, waited_ms, .. } if *waited_ms >= 300),
+        "{stalled}"
+    );
+    let failures = store.metrics().job_failures;
+    assert!((1..100).contains(&failures), "tried a few times, not in a loop: {failures}");
+    assert!(matches!(store.flush(), Err(Error::Stalled { .. })), "a flush says so, too");
+    assert_eq!(get(&store, b"k").map(|found| found.1), Some(n - 1), "reads go on");
+    vfs.clear_faults();
+    // The flush thread tries again by itself; a flush waits for it.
+    while store.flush().is_err() {}
+    put(&store, n, n, b"k", b"v");
+    assert_eq!(store.flush().expect("flushes").index, n, "goes on");
+    assert!(store.metrics().stalls >= 1, "counted");
+    store.close().expect("closes");
+}
+
+#[test]
+fn a_store_on_a_real_disk_with_threads_comes_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let open = || {
+        Store::open(Arc::new(RealVfs::new()), dir.path(), tiny(), Executor::Threads).expect("opens")
+    };
+    let store = open();
+    for n in 1..=500 {
+        put(&store, n, n, &(n % 50).to_be_bytes(), &n.to_le_bytes());
+    }
+    assert_eq!(store.flush().expect("flushes"), position(500), "all");
+    let again = Store::open(Arc::new(RealVfs::new()), dir.path(), tiny(), Executor::Threads);
+    assert!(matches!(again, Err(Error::Locked { .. })), "one at a time");
+    store.close().expect("closes");
+    let store = open();
+    for n in 451..=500_u64 {
+        assert_eq!(
+            get(&store, &(n % 50).to_be_bytes()),
+            Some((n.to_le_bytes().to_vec(), n)),
+            "key of {n}"
+        );
+    }
+    store.verify().expect("sound");
+    store.close().expect("closes");
 }
 
 #[test]

@@ -194,9 +194,10 @@ impl Store {
         }
         let since = Instant::now();
         let deadline = since + inner.options.stall_max;
+        // Once: a bell stays rung, and after a failure the threads wait before they try again.
+        inner.ring_flush();
+        inner.ring_compaction();
         while full(&state) {
-            inner.ring_flush();
-            inner.ring_compaction();
             if inner.changed.wait_until(&mut state, deadline).timed_out() && full(&state) {
                 return Err(state.stalled(Some(since)));
             }

@@ -1,6 +1,7 @@
 //! Checks everything on disk against everything else.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
+use crate::manifest::current::table_path;
 use crate::manifest::version::Levels;
 use crate::sstable::verify::verify_table;
 use crate::store::inner::Inner;
@@ -39,6 +40,17 @@ impl Inner {
                 0,
                 "the manifest lists other tables than are in use",
             ));
+        }
+        // No table leaves the manifest while its lock is held, so each must be there under its name.
+        for number in listed {
+            let path = table_path(&self.dir, number);
+            if !self.vfs.exists(&path).context("look for", &path)? {
+                return Err(Error::corruption(
+                    &path,
+                    0,
+                    "the table is in use, but its file is gone",
+                ));
+            }
         }
         let manifest = catalog.path().to_path_buf();
         drop(catalog);
