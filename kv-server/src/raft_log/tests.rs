@@ -257,6 +257,9 @@ fn a_failed_sync_is_final_and_a_restart_finds_only_what_was_reported() {
     let LogDone::Failed { .. } = writer.handle(Vec::new()) else {
         panic!("the log went on after a failed sync")
     };
+    // Units that were already on their way fail as well, by an answer and not by a panic.
+    let (done, _) = write_some(&mut writer, &mut model, &mut seq, &mut rng);
+    assert!(matches!(done, LogDone::Failed { .. }), "written after a failed sync: {done:?}");
     drop(writer);
     vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
     let OpenedLog { state, reader, .. } = reopen(&vfs);

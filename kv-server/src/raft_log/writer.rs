@@ -30,6 +30,8 @@ pub struct LogWriter {
     unsynced: Vec<Noted>,
     /// The payload being encoded; kept for its capacity.
     payload: Vec<u8>,
+    /// Why a write failed. Units may be under way to this writer when it does: they fail with it.
+    failed: Option<String>,
     /// The directory is this process's as long as its log may be written.
     _lock: Arc<dyn VfsLock>,
 }
@@ -57,6 +59,7 @@ impl LogWriter {
             persisted: PersistSeq(0),
             unsynced: Vec::new(),
             payload: Vec::new(),
+            failed: None,
             _lock: lock,
         }
     }
@@ -68,9 +71,16 @@ impl LogWriter {
     /// # Panics
     /// If a unit does not continue the log: writing it would destroy the log.
     pub fn handle(&mut self, jobs: Vec<LogJob>) -> LogDone {
+        if let Some(reason) = &self.failed {
+            return LogDone::Failed { reason: reason.clone() };
+        }
         match self.write(&jobs) {
             Ok(()) => LogDone::Persisted { upto: self.persisted },
-            Err(error) => LogDone::Failed { reason: error.to_string() },
+            Err(error) => {
+                let reason = error.to_string();
+                self.failed = Some(reason.clone());
+                LogDone::Failed { reason }
+            }
         }
     }
 
