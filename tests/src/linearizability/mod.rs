@@ -27,10 +27,7 @@ mod search;
 
 use std::fmt;
 
-use bytes::Bytes;
-
-use crate::history::{Held, History, Moment, Operation, Text};
-use raft_rpc::KeyValue;
+use crate::history::{History, Moment, Operation};
 
 /// What was checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -73,9 +70,9 @@ pub enum Violation {
     /// A value was seen that no operation can have written.
     NobodyWrote {
         /// The key.
-        key: Bytes,
+        key: String,
         /// What was seen.
-        seen: KeyValue,
+        seen: String,
         /// Who saw it.
         observer: String,
         /// Operations that would have written it but were answered as having no effect.
@@ -91,9 +88,9 @@ pub enum Violation {
     /// The operations on a key cannot be put in order.
     NotLinearizable {
         /// The key.
-        key: Bytes,
+        key: String,
         /// What the key holds after the longest order that was found.
-        holds: Option<KeyValue>,
+        holds: String,
         /// The last operations of that order.
         before: Vec<String>,
         /// What has to come next and cannot.
@@ -104,7 +101,7 @@ pub enum Violation {
     /// The search grew past its limit; nothing is known.
     Undecided {
         /// The key.
-        key: Bytes,
+        key: String,
         /// How many configurations were visited.
         configurations: usize,
     },
@@ -154,8 +151,7 @@ impl fmt::Display for Violation {
                 write!(
                     f,
                     "key {} was seen with {}, which no operation wrote:\n  {observer}",
-                    Text(key),
-                    Held(Some(seen))
+                    key, seen
                 )?;
                 for operation in denied {
                     write!(f, "\n  promised to have no effect: {operation}")?;
@@ -166,25 +162,19 @@ impl fmt::Display for Violation {
                 write!(f, "one write, several revisions {revisions:?}:\n  {operation}")
             }
             Self::NotLinearizable { key, holds, before, stuck, tried } => {
-                write!(f, "no order explains the answers about key {}; after", Text(key))?;
+                write!(f, "no order explains the answers about key {}; after", key)?;
                 for operation in before {
                     write!(f, "\n  {operation}")?;
                 }
-                write!(
-                    f,
-                    "\nit holds {}, and this cannot follow:\n  {stuck}",
-                    Held(holds.as_ref())
-                )?;
+                write!(f, "\nit holds {}, and this cannot follow:\n  {stuck}", holds)?;
                 for operation in tried {
                     write!(f, "\n  nor with: {operation}")?;
                 }
                 Ok(())
             }
-            Self::Undecided { key, configurations } => write!(
-                f,
-                "undecided: {configurations} configurations visited for key {}",
-                Text(key)
-            ),
+            Self::Undecided { key, configurations } => {
+                write!(f, "undecided: {configurations} configurations visited for key {}", key)
+            }
         }
     }
 }

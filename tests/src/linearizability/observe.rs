@@ -13,7 +13,7 @@ use raft_rpc::{
 };
 
 use super::{Violation, describe, earliest};
-use crate::history::{History, Moment, Operation, OperationId, Outcome};
+use crate::history::{History, Moment, Operation, OperationId, Outcome, Text};
 
 /// What a history says about its keys.
 #[derive(Debug, Default)]
@@ -482,15 +482,8 @@ fn pin(history: &History, observed: &mut Observed) -> Result<(), Violation> {
             match writers.get(value).map(Vec::as_slice) {
                 None => {
                     return Err(Violation::NobodyWrote {
-                        key: key.clone(),
-                        seen: KeyValue {
-                            key: key.clone(),
-                            value: value.clone(),
-                            create_revision: seen.create_revision,
-                            mod_revision: seen.mod_revision,
-                            version: seen.version,
-                            lease: 0,
-                        },
+                        key: Text(key).to_string(),
+                        seen: format!("{} at revision {}", Text(value), seen.mod_revision),
                         observer: describe(history.operation(observer)),
                         denied: denied(history, key, value),
                     });

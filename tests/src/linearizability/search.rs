@@ -18,11 +18,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
-use raft_rpc::{Condition, KeyValue};
+use raft_rpc::Condition;
 
 use super::observe::{Effect, KeyOperations, Known, Seen, Unknown, What};
 use super::{Violation, describe};
-use crate::history::{History, Moment, OperationId};
+use crate::history::{History, Moment, OperationId, Text};
 
 /// Past this many configurations the search gives up and says so.
 const CONFIGURATIONS_MAX: usize = 2_000_000;
@@ -129,7 +129,10 @@ pub(super) fn check(
             continue;
         }
         if visited.len() > CONFIGURATIONS_MAX {
-            return Err(Violation::Undecided { key: key.clone(), configurations: visited.len() });
+            return Err(Violation::Undecided {
+                key: Text(key).to_string(),
+                configurations: visited.len(),
+            });
         }
         if let Some(class) = class {
             used[class] += 1;
@@ -245,13 +248,14 @@ impl<'a> Search<'a> {
         before: &[OperationId],
     ) -> Violation {
         let describe = |id: OperationId| describe(history.operation(id));
-        let holds = deepest.holds.as_ref().map(|holds| KeyValue {
-            key: key.clone(),
-            value: holds.value.clone(),
-            create_revision: holds.created.least,
-            mod_revision: holds.modified.least,
-            version: holds.version,
-            lease: 0,
+        let holds = deepest.holds.as_ref().map_or("nothing".to_owned(), |holds| {
+            let Holds { value, modified, created, version } = holds;
+            format!(
+                "{} (mod {} create {} version {version})",
+                Text(value),
+                modified.least,
+                created.least
+            )
         });
         let tried = self
             .classes
@@ -260,7 +264,7 @@ impl<'a> Search<'a> {
             .filter(|unknown| unknown.invoked < self.first_end[deepest.placed])
             .map(|unknown| describe(unknown.operation));
         Violation::NotLinearizable {
-            key: key.clone(),
+            key: Text(key).to_string(),
             holds,
             before: before.iter().map(|&id| describe(id)).collect(),
             stuck: describe(self.known[deepest.placed].operation),
