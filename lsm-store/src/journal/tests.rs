@@ -413,6 +413,36 @@ fn a_segment_cut_short_anywhere_is_refused_by_name() {
 }
 
 #[test]
+fn a_page_lost_after_a_clean_end_is_refused_even_if_it_held_the_last_records() {
+    let vfs = MemVfs::new(1);
+    work(&vfs, 40, &mut 0).expect("done");
+    for path in vfs.files() {
+        let content = vfs.content(&path).expect("there");
+        for start in (0..content.len()).step_by(4096) {
+            let mut damaged = content.clone();
+            let end = (start + 4096).min(content.len());
+            damaged[start..end].fill(0);
+            let vfs = vfs.fork();
+            vfs.replace(&path, &damaged).expect("zeroed");
+            match reopen(&vfs) {
+                Ok((_, records)) => {
+                    // The page of the note itself, or one that was only reserved.
+                    assert!(start > 0, "the header is gone");
+                    assert_eq!(
+                        check_records(&records, "a page is lost"),
+                        40,
+                        "{} from {start}",
+                        path.display()
+                    );
+                }
+                Err(Error::Corruption { file, .. }) => assert_eq!(file, path),
+                Err(error) => unreachable_error("a page is lost", &error),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_missing_swapped_or_foreign_segment_is_refused() {
     let (vfs, _) = damaged_sample();
     let gap = vfs.fork();
@@ -611,7 +641,8 @@ fn the_bytes_of_a_segment_are_these() {
         .expect("appended");
     journal.sync().expect("synced");
     journal.append(ENTRY + 1, 8, &[b"sec", b"ond"], &mut |_| {}).expect("appended");
-    journal.close().expect("closed");
+    journal.sync().expect("synced");
+    journal.note_durable().expect("noted");
     let bytes = vfs.content(&segment_path(1)).expect("there");
     let hex: Vec<String> = bytes
         .chunks(32)

@@ -15,6 +15,9 @@ use crate::vfs::{Vfs, VfsFile};
 /// The buffer is written, though not synced, when it holds this much.
 const BUFFER_BYTES: usize = 1 << 20;
 
+/// What a device or a file system may lose at once.
+const PAGE_BYTES: u64 = 4096;
+
 /// A smaller segment would hold little but its header.
 const MIN_SEGMENT_BYTES: u64 = 4096;
 
@@ -217,13 +220,22 @@ impl Journal {
         self.guard(written)
     }
 
-    /// Syncs, notes that it did, and syncs the note.
+    /// Syncs, notes that it did, and syncs the note, which stands in a page of its own: damage to the page
+    /// of the last records must not take the proof that they were there.
     ///
     /// # Errors
     /// As [`Journal::sync`].
     pub fn close(mut self) -> Result<()> {
         self.sync()?;
-        self.note_durable()?;
+        if let Some(Tail { end, last_sequence, .. }) =
+            self.tail.as_ref().filter(|tail| tail.unpromised)
+        {
+            let (sequence, after) = (*last_sequence, end.saturating_add(record_bytes(0)));
+            let padding = after.next_multiple_of(PAGE_BYTES) - after;
+            let padding = vec![0; usize::try_from(padding).unwrap_or(0)];
+            self.encode(kind::SYNC_NOTE, sequence, &[&padding])?;
+            self.encode(kind::SYNC_NOTE, sequence, &[])?;
+        }
         self.sync()
     }
 

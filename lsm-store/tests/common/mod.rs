@@ -14,34 +14,37 @@ use lsm_store::{
 };
 
 /// The partition that keeps history.
-pub const DATA: PartitionId = PartitionId(0);
+pub(crate) const DATA: PartitionId = PartitionId(0);
 /// The partition that keeps the newest versions only.
-pub const META: PartitionId = PartitionId(1);
+pub(crate) const META: PartitionId = PartitionId(1);
 
 /// Batches in the whole workload.
-pub const BATCHES: u64 = 60;
+pub(crate) const BATCHES: u64 = 60;
 
 /// Whether everything is to be run instead of a fixed sample.
-pub fn exhaustive() -> bool {
+pub(crate) fn exhaustive() -> bool {
     std::env::var_os("LSM_STORE_EXHAUSTIVE").is_some()
 }
 
 /// What was acknowledged as durable.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Acked {
+pub(crate) struct Acked {
     /// Batches up to this number.
-    pub batches: u64,
+    pub(crate) batches: u64,
     /// The retention floor of the data partition.
-    pub floor: u64,
+    pub(crate) floor: u64,
 }
+
+/// The content of a partition: key to sequence number and value.
+pub(crate) type Content = BTreeMap<Vec<u8>, (u64, Vec<u8>)>;
 
 /// What a number of batches leaves.
 #[derive(Debug, Clone, Default)]
-pub struct State {
-    /// Per partition: key to sequence number and value.
-    pub maps: [BTreeMap<Vec<u8>, (u64, Vec<u8>)>; 2],
+pub(crate) struct State {
+    /// Per partition its content.
+    pub(crate) maps: [Content; 2],
     /// Per partition the last sequence number.
-    pub last: [u64; 2],
+    pub(crate) last: [u64; 2],
 }
 
 /// One operation: partition, key, value (none: delete).
@@ -67,7 +70,7 @@ fn key(n: u64) -> Vec<u8> {
 }
 
 /// The operations of batch `number`.
-pub fn batch(number: u64) -> Vec<Operation> {
+pub(crate) fn batch(number: u64) -> Vec<Operation> {
     let mut rng = SplitMix64::new(number);
     (0..1 + rng.below(4))
         .map(|_| {
@@ -84,7 +87,7 @@ pub fn batch(number: u64) -> Vec<Operation> {
 }
 
 /// The state after the first `number` batches.
-pub fn model(number: u64) -> &'static State {
+pub(crate) fn model(number: u64) -> &'static State {
     static STATES: OnceLock<Vec<State>> = OnceLock::new();
     let states = STATES.get_or_init(|| {
         let mut states = vec![State::default()];
@@ -114,7 +117,7 @@ pub fn model(number: u64) -> &'static State {
 }
 
 /// Small enough that a few batches make tables and compactions.
-pub fn options(mode: Mode) -> Options {
+pub(crate) fn options(mode: Mode) -> Options {
     let partition = |name: &str, keep| PartitionOptions { name: name.to_owned(), keep };
     let partitions = vec![partition("data", Keep::All), partition("meta", Keep::NewestOnly)];
     Options {
@@ -134,13 +137,13 @@ pub fn options(mode: Mode) -> Options {
     }
 }
 
-pub fn open(vfs: &MemVfs, mode: Mode) -> Result<Store, Error> {
+pub(crate) fn open(vfs: &MemVfs, mode: Mode) -> Result<Store, Error> {
     Store::open(Arc::new(vfs.clone()), Path::new("/db"), options(mode), Executor::Inline)
 }
 
 /// Compares the store with the model and returns the number of batches it holds. Wrong data panics; what
 /// the store reports is returned.
-pub fn check(store: &Store, mode: Mode, acked: Acked, context: &str) -> Result<u64, Error> {
+pub(crate) fn check(store: &Store, mode: Mode, acked: Acked, context: &str) -> Result<u64, Error> {
     let position = store.visible_position();
     let batches = position.index;
     assert!(
@@ -170,7 +173,7 @@ pub fn check(store: &Store, mode: Mode, acked: Acked, context: &str) -> Result<u
 }
 
 /// Compares everything readable with the model after `batches`.
-pub fn compare(store: &Store, batches: u64, context: &str) -> Result<(), Error> {
+pub(crate) fn compare(store: &Store, batches: u64, context: &str) -> Result<(), Error> {
     let state = model(batches);
     let view = store.view();
     for (partition, slot) in [(DATA, 0), (META, 1)] {
@@ -215,7 +218,7 @@ pub fn compare(store: &Store, batches: u64, context: &str) -> Result<(), Error> 
 fn compare_view(
     view: &View,
     partition: PartitionId,
-    expected: &BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
+    expected: &Content,
     context: &str,
 ) -> Result<(), Error> {
     let mut iter = view.iter(partition, Unbounded, Unbounded)?;
@@ -243,7 +246,13 @@ fn extra(number: u64) -> Vec<u8> {
     (number * 77).to_le_bytes().to_vec()
 }
 
-fn write(store: &Store, mode: Mode, number: u64, durability: Durability) -> Result<(), Error> {
+/// Writes batch `number`.
+pub(crate) fn write(
+    store: &Store,
+    mode: Mode,
+    number: u64,
+    durability: Durability,
+) -> Result<(), Error> {
     let ops = batch(number);
     match mode {
         Mode::Wal => {
@@ -283,7 +292,12 @@ fn write(store: &Store, mode: Mode, number: u64, durability: Durability) -> Resu
 /// restarts; compares with the model on the way; tells `ack` whenever more was acknowledged as durable.
 ///
 /// When a write fails, what is visible is compared once more: an error is not an excuse for wrong data.
-pub fn run(vfs: &MemVfs, mode: Mode, to: u64, ack: &mut dyn FnMut(Acked)) -> Result<(), Error> {
+pub(crate) fn run(
+    vfs: &MemVfs,
+    mode: Mode,
+    to: u64,
+    ack: &mut dyn FnMut(Acked),
+) -> Result<(), Error> {
     let mut acked = Acked::default();
     let mut store = open(vfs, mode)?;
     let mut number = check(&store, mode, acked, "at the start of the workload")?;

@@ -54,7 +54,7 @@ struct World {
     free_space: u64,
     rng: SplitMix64,
     /// Copies taken before each mutating call, if wanted.
-    recorded: Option<Vec<World>>,
+    recorded: Option<Vec<Self>>,
 }
 
 /// What a call does.
