@@ -68,8 +68,8 @@ impl ClientBuilder {
     }
 
     /// How long to wait for one node's answer before another is asked, within a call's timeout. A
-    /// write keeps its tag, so that it still takes effect once. Without it a call leaves a node
-    /// only when that refuses, breaks off or falls silent, which is right for most callers.
+    /// write keeps its tag, so that it still takes effect once. The default is a third of the
+    /// call's timeout, 1 s at least, and no limit with one endpoint.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = Some(timeout);
         self

@@ -122,6 +122,13 @@ impl Ticket {
         self.0.compare_exchange(QUEUED, SENT, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    pub(crate) fn stage(&self) -> Stage {
+        match self.0.load(Ordering::Acquire) {
+            SENT => Stage::Sent,
+            _queued_or_given_up => Stage::Queued,
+        }
+    }
+
     /// The caller gives up. Says how far the job had come; if it was queued, it stays unsent.
     pub(crate) fn give_up(&self) -> Stage {
         match self.0.compare_exchange(QUEUED, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire) {
@@ -138,6 +145,8 @@ pub(crate) type Answer = Result<Response, WireError>;
 pub(crate) struct Job {
     pub(crate) request: Request,
     pub(crate) deadline: Instant,
+    /// How long the node may take, if less than what is left until the deadline.
+    pub(crate) attempt: Option<Duration>,
     /// In a batch of its own, because a batch with it has failed before.
     pub(crate) alone: bool,
     pub(crate) ticket: Arc<Ticket>,
@@ -165,6 +174,8 @@ struct LinkShared {
     /// The node that answered the last handshake, 0 for none yet.
     node: AtomicU64,
     failure: Mutex<Option<String>>,
+    /// Batches that were answered, over all connections of this link.
+    batches_answered: AtomicU64,
 }
 
 const IDLE: u8 = 0;
@@ -234,6 +245,11 @@ impl Link {
             0 => None,
             node => Some(node),
         }
+    }
+
+    /// How many batches were answered so far: whether the node gets anything done.
+    pub(crate) fn batches_answered(&self) -> u64 {
+        self.shared.batches_answered.load(Ordering::Relaxed)
     }
 
     /// What failed last.
@@ -546,6 +562,7 @@ impl Task {
                     continue;
                 }
                 let left = job.deadline.saturating_duration_since(now);
+                let left = job.attempt.map_or(left, |attempt| attempt.min(left));
                 timeout = timeout.max(left);
                 let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
                 requests.push(TimedRequest { timeout_ms, request: job.request });
@@ -578,6 +595,7 @@ impl Task {
                 in_flight[lane.number()] -= 1;
                 match result {
                     Ok(answers) if answers.len() == replies.len() => {
+                        self.shared.batches_answered.fetch_add(1, Ordering::Relaxed);
                         for (reply, answer) in replies.into_iter().zip(answers) {
                             // A caller that is gone does not want its answer.
                             drop(reply.send(answer));

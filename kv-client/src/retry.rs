@@ -22,6 +22,7 @@
 //! | session expired           | none, or unknown if a retry | a new session, or give up        |
 //! | too large, bad input, …   | none                  | give up                                |
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::backoff::{Backoff, jittered};
-use crate::connection::{Answer, Job, Lane, Stage, Ticket};
+use crate::connection::{Answer, Job, Lane, Link, Stage, Ticket};
 use crate::directory::{Directory, Endpoint};
 use crate::error::{Effect, Error, ErrorKind, Result, UNKNOWN_HINT};
 use crate::session::{Sessions, Tag};
@@ -39,6 +40,11 @@ use crate::session::{Sessions, Tag};
 /// tight loop.
 const REDIRECTIONS_AT_ONCE: u32 = 3;
 
+/// A node that took a request and says nothing has this part of the call's time before another is
+/// asked: it may wait for a leader that is frozen, while the others have a new one.
+const ATTEMPTS_PER_CALL: u32 = 3;
+/// But at least this: no node is slow for so long unless something is wrong.
+const ATTEMPT_MIN: Duration = Duration::from_secs(1);
 /// How often a write replaces a session that the store does not know. One that is new and unknown
 /// again and again is no accident of time.
 const SESSIONS_REPLACED_MAX: u32 = 3;
@@ -48,7 +54,7 @@ const SESSIONS_REPLACED_MAX: u32 = 3;
 pub(crate) struct Deadline {
     at: Instant,
     timeout: Duration,
-    /// How long one attempt may take, if less.
+    /// How long one attempt may take, if the caller has set it.
     attempt: Option<Duration>,
 }
 
@@ -71,7 +77,12 @@ pub(crate) async fn write(
     for _ in 0..=SESSIONS_REPLACED_MAX {
         let register = || register(directory, deadline);
         let tag = match timeout_at(deadline.at, sessions.tag(register)).await {
-            Ok(tag) => tag?,
+            Ok(Ok(tag)) => tag,
+            // It came to register a session itself, but too late to be told anything.
+            Ok(Err(error)) if error.kind() == ErrorKind::Timeout => {
+                return Err(not_begun(directory, sessions, deadline));
+            }
+            Ok(Err(error)) => return Err(error),
             Err(_elapsed) => return Err(not_begun(directory, sessions, deadline)),
         };
         let mut call = Call::new(directory, Lane::Write, deadline);
@@ -113,8 +124,7 @@ fn not_begun(directory: &Directory, sessions: &Sessions, deadline: Deadline) -> 
     let mut call = Call::new(directory, Lane::Write, deadline);
     if directory.reach().connected == 0 {
         let (_, endpoint) = directory.route(Lane::Write, None);
-        call.last =
-            Failure::Connection(format!("{}: {}", endpoint.address, endpoint.link().failure()));
+        call.last = Failure::Connection(endpoint.link().failure());
         return call.final_error();
     }
     call.no_leader_error()
@@ -188,6 +198,9 @@ struct Call<'a> {
     redirections: u32,
     /// The endpoint that failed last.
     avoid: Option<usize>,
+    /// How long a node has for its answer before another is asked; with one endpoint there is no
+    /// other.
+    attempt_limit: Option<Duration>,
     /// In a batch of its own from now on.
     alone: bool,
     /// Why the outcome of an attempt is unknown: the first reason.
@@ -220,7 +233,10 @@ enum Next {
 
 impl<'a> Call<'a> {
     fn new(directory: &'a Directory, lane: Lane, deadline: Deadline) -> Self {
+        let share = (deadline.timeout / ATTEMPTS_PER_CALL).max(ATTEMPT_MIN);
+        let by_default = (directory.len() > 1).then_some(share);
         Self {
+            attempt_limit: deadline.attempt.or(by_default),
             directory,
             lane,
             deadline,
@@ -241,21 +257,18 @@ impl<'a> Call<'a> {
             if self.directory.len() > 1 {
                 self.directory.check_leader(&endpoint);
             }
-            let next = match self.attempt(&endpoint, request()).await {
+            let link = endpoint.link();
+            let next = match self.attempt(link, request()).await {
                 Attempt::Answered(Ok(response)) => return Ok(response),
                 Attempt::Answered(Err(error)) => self.judge(position, error)?,
-                Attempt::Failed { sent } => self.connection_failed(position, &endpoint, sent),
-                Attempt::DeadlinePassed { sent } => {
-                    if sent {
-                        let name = endpoint.name();
-                        self.note_unknown(|| format!("no answer from {name}"));
-                        self.last = Failure::Waiting { endpoint: endpoint.name() };
-                    }
-                    if Instant::now() >= self.deadline.at {
-                        return Err(CallError::Failed(self.final_error()));
-                    }
-                    // Only the attempt's own limit: the others may be quicker.
+                Attempt::Failed { sent } => self.connection_failed(position, &endpoint, link, sent),
+                Attempt::LimitPassed { sent } => {
+                    self.no_answer(&endpoint, sent);
                     self.elsewhere(position)
+                }
+                Attempt::DeadlinePassed { sent } => {
+                    self.no_answer(&endpoint, sent);
+                    return Err(CallError::Failed(self.final_error()));
                 }
             };
             let pause = match next {
@@ -272,36 +285,69 @@ impl<'a> Call<'a> {
         }
     }
 
-    async fn attempt(&self, endpoint: &Endpoint, request: Request) -> Attempt {
+    async fn attempt(&self, link: &Link, request: Request) -> Attempt {
         let ticket = Arc::new(Ticket::default());
         let (reply, answer) = oneshot::channel();
-        let deadline = match self.deadline.attempt {
-            Some(attempt) => self.deadline.at.min(Instant::now() + attempt),
-            None => self.deadline.at,
+        let job = Job {
+            request,
+            deadline: self.deadline.at,
+            attempt: self.attempt_limit,
+            alone: self.alone,
+            ticket: Arc::clone(&ticket),
+            reply,
         };
-        let job = Job { request, deadline, alone: self.alone, ticket: Arc::clone(&ticket), reply };
-        let answered = timeout_at(deadline, async {
-            endpoint.link().submit(self.lane, job).await;
+        let mut answered = pin!(async {
+            link.submit(self.lane, job).await;
             answer.await
         });
-        match answered.await {
-            Ok(Ok(answer)) => Attempt::Answered(answer),
-            Ok(Err(_dropped)) => Attempt::Failed { sent: ticket.give_up() == Stage::Sent },
-            Err(_elapsed) => Attempt::DeadlinePassed { sent: ticket.give_up() == Stage::Sent },
+        let mut was_queued = false;
+        let mut batches_answered = link.batches_answered();
+        loop {
+            let limit = self.attempt_limit.map(|limit| Instant::now() + limit);
+            let until = limit.map_or(self.deadline.at, |limit| limit.min(self.deadline.at));
+            match timeout_at(until, &mut answered).await {
+                Ok(Ok(answer)) => return Attempt::Answered(answer),
+                Ok(Err(_dropped)) => {
+                    return Attempt::Failed { sent: ticket.give_up() == Stage::Sent };
+                }
+                Err(_elapsed) if until < self.deadline.at => {
+                    let answered_now = link.batches_answered();
+                    match ticket.stage() {
+                        // The node works; the backlog is this client's own, and another node would
+                        // not be quicker.
+                        Stage::Queued if answered_now != batches_answered => was_queued = true,
+                        // It has left since the last look: the node has its time from now on.
+                        Stage::Sent if was_queued => was_queued = false,
+                        Stage::Queued | Stage::Sent => {
+                            return Attempt::LimitPassed { sent: ticket.give_up() == Stage::Sent };
+                        }
+                    }
+                    batches_answered = answered_now;
+                }
+                Err(_elapsed) => {
+                    return Attempt::DeadlinePassed { sent: ticket.give_up() == Stage::Sent };
+                }
+            }
         }
     }
 
     /// The connection failed under the request, or was not there.
-    fn connection_failed(&mut self, position: usize, endpoint: &Endpoint, sent: bool) -> Next {
-        let failure = endpoint.link().failure();
+    fn connection_failed(
+        &mut self,
+        position: usize,
+        endpoint: &Endpoint,
+        link: &Link,
+        sent: bool,
+    ) -> Next {
+        let failure = link.failure();
         if sent {
             let name = endpoint.name();
-            self.note_unknown(|| format!("connection to {name} lost after send ({failure})"));
+            self.note_unknown(|| format!("connection to {name} lost after send: {failure}"));
             // The batch may have failed because its answer did not fit a frame. Alone, the request
             // fails or succeeds by itself.
             self.alone = true;
         }
-        self.last = Failure::Connection(format!("{}: {failure}", endpoint.address));
+        self.last = Failure::Connection(failure);
         self.elsewhere(position)
     }
 
@@ -379,6 +425,16 @@ impl<'a> Call<'a> {
         };
         self.last = Failure::Wire(error);
         Ok(next)
+    }
+
+    /// A node did not answer in time, if it had the request at all.
+    fn no_answer(&mut self, endpoint: &Endpoint, sent: bool) {
+        if !sent {
+            return;
+        }
+        let name = endpoint.name();
+        self.note_unknown(|| format!("no answer from {name}"));
+        self.last = Failure::Waiting { endpoint: name };
     }
 
     fn note_unknown(&mut self, reason: impl FnOnce() -> String) {
@@ -470,6 +526,10 @@ enum Attempt {
     Answered(Answer),
     /// The connection failed, or there is none.
     Failed {
+        sent: bool,
+    },
+    /// There was no answer within the time of an attempt.
+    LimitPassed {
         sent: bool,
     },
     DeadlinePassed {

@@ -463,6 +463,25 @@ async fn a_frozen_leader_is_left_for_another_node_with_the_same_tag() -> Result<
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_answers_pings_but_not_requests_is_left_after_a_third_of_the_time() -> Result<()>
+{
+    // A follower that has handed its requests to a frozen leader looks like this.
+    let fake = Fake::new(2);
+    fake.lead(0);
+    let kv = client(&fake, &[1, 2]).await;
+    kv.put("key", "1").await?;
+    fake.always(1, Some(Act::Never));
+    let start = Instant::now();
+    let calls = (0..2000).map(|number| kv.put(format!("key/{number}"), "2").into_future());
+    for result in join_all(calls).await {
+        result?;
+    }
+    assert!(start.elapsed() < Duration::from_secs(4), "took {:?}", start.elapsed());
+    assert_eq!(fake.applied(), 2001);
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_attempt_limit_moves_a_write_on_with_its_tag() -> Result<()> {
     let fake = Fake::new(2);
     let limit = Duration::from_millis(300);

@@ -3,8 +3,8 @@
 //! Each caller has one request at a time, so a slow answer also delays the next question: the
 //! latencies are those of callers who wait, and `ops_per_s` is what that many of them get done.
 //!
-//! Callers are spread over K connections, connections over the endpoints that answer; each
-//! connection is a client of its own that knows one endpoint. Every key has one writer, who knows
+//! Callers are spread over K connections, connections over the endpoints that answer, the leader
+//! first; each connection is a client of its own that knows one endpoint. Every key has one writer, who knows
 //! what it must hold; a sample of them is read back at the end (`check`).
 
 mod check;
@@ -93,7 +93,8 @@ pub(crate) async fn bench(global: &Global, asked: Bench) -> Result<(), Failure> 
     }
 }
 
-/// The endpoints that answer, in the order given, and how many members the cluster has.
+/// The endpoints that answer, the leader first, then in the order given; and how many members the
+/// cluster has.
 async fn reachable(global: &Global) -> Result<(Vec<String>, usize), Failure> {
     let kv = builder(global).connect_lazily().map_err(Failure::Read)?;
     let status = kv.cluster().status().await.map_err(Failure::Read)?;
@@ -102,6 +103,12 @@ async fn reachable(global: &Global) -> Result<(Vec<String>, usize), Failure> {
     };
     let given: Vec<String> = global.endpoints.iter().map(|it| it.trim().to_owned()).collect();
     let mut endpoints: Vec<String> = given.iter().filter(|it| answered(it)).cloned().collect();
+    let leads = |endpoint: &String| {
+        status.nodes.iter().any(|node| node.id == status.leader && node.client_addr == *endpoint)
+    };
+    if let Some(place) = endpoints.iter().position(leads) {
+        endpoints.rotate_left(place);
+    }
     if endpoints.is_empty() {
         // They answer under names that the members do not use; all are taken as given.
         endpoints = given;
