@@ -395,6 +395,26 @@ fn requests_for_votes_are_ignored_while_a_leader_is_heard() {
     assert_eq!(answers(&mut cluster, 2), [true]);
 }
 
+/// Thesis §4.2.3: the known leader itself is not refused: if it asks, it has given up its place, and
+/// nobody needs to wait out its last heartbeat.
+#[test]
+fn leader_that_lost_its_place_is_granted_a_trial_at_once() {
+    let mut cluster = led(3);
+    cluster.timeout(n(1));
+    cluster.settle();
+    let (heard, hint) = (cluster.now, pos(0, 0));
+    let refusal =
+        Message::AppendReject { probe: ProbeId(0), hint, echo: Micros(0), read: ReadSeq(0) };
+    say(&mut cluster, 3, 1, 5, refusal);
+    assert_eq!(cluster.status(n(1)).role, RoleKind::Follower);
+    cluster.timeout(n(1));
+    assert!(cluster.now < heard.after(Config::default().election_min), "it asks in time");
+    cluster.network.retain(|it| it.to == n(2));
+    let asked = cluster.network.pop_front().unwrap();
+    cluster.deliver(asked);
+    assert_eq!(answers(&mut cluster, 2), [true]);
+}
+
 /// §6: the latest membership in the log is in force, committed or not, and goes when its entry goes,
 /// however many are stacked.
 #[test]
@@ -435,9 +455,16 @@ fn joint_membership_elects_only_with_both_halves() {
     cluster.settle();
     assert_eq!(cluster.leaders(), [], "three of five, but one of the new half");
     cluster.restart(n(4));
+    cluster.restart(n(5));
+    cluster.crash(n(1), 0);
+    cluster.crash(n(2), 0);
     let until = cluster.now.after(Duration::from_secs(2));
     cluster.run_until(until);
-    assert_eq!(cluster.leaders().len(), 1);
+    assert_eq!(cluster.leaders(), [], "the whole new half, but one of the old");
+    cluster.restart(n(2));
+    let until = cluster.now.after(Duration::from_secs(2));
+    cluster.run_until(until);
+    assert_eq!(cluster.leaders().len(), 1, "a majority of both");
 }
 
 /// Thesis §4.2.1: a learner follows but never stands for election; asked for its vote, it answers,
@@ -620,9 +647,11 @@ fn leader_with_a_stalled_disk_falls_silent() {
 fn slow_disk_of_a_follower_does_not_hold_back_reads() {
     let mut cluster = led(3);
     cluster.crash(n(3), 0);
-    cluster.propose(n(1), commands(1));
-    cluster.persist(n(1), usize::MAX);
+    // Both leave in one message: its entries wait for the follower's disk, its read number does not.
+    let proposal = cluster.ticket(n(1), true);
+    cluster.step(n(1), Input::Propose { ticket: proposal, commands: commands(1) });
     let read = cluster.read(n(1));
+    cluster.persist(n(1), usize::MAX);
     while let Some(envelope) = cluster.network.pop_front() {
         cluster.deliver(envelope);
     }

@@ -47,6 +47,35 @@ pub(crate) struct Checks {
     pending: BTreeMap<Ticket, Pending>,
     /// How tickets ended.
     pub(crate) outcomes: BTreeMap<Ticket, End>,
+    pub(crate) tally: Tally,
+}
+
+/// How much of what can go wrong has been met.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) terms_led: usize,
+    pub(crate) committed: usize,
+    pub(crate) cuts: usize,
+    pub(crate) loads: usize,
+    pub(crate) applied: usize,
+    pub(crate) unknown: usize,
+    pub(crate) reads: usize,
+    pub(crate) refused: usize,
+    pub(crate) crashed: usize,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.terms_led += other.terms_led;
+        self.committed += other.committed;
+        self.cuts += other.cuts;
+        self.loads += other.loads;
+        self.applied += other.applied;
+        self.unknown += other.unknown;
+        self.reads += other.reads;
+        self.refused += other.refused;
+        self.crashed += other.crashed;
+    }
 }
 
 /// How a ticket ended.
@@ -97,6 +126,14 @@ impl Checks {
     fn end(&mut self, ticket: Ticket, end: End) {
         let known = self.pending.remove(&ticket).is_some();
         assert!(known, "I26: {ticket:?} ends a second time, with {end:?}");
+        match end {
+            End::Applied => self.tally.applied += 1,
+            End::Ready(_) => self.tally.reads += 1,
+            End::Reply(Outcome::Unknown) => self.tally.unknown += 1,
+            End::Reply(Outcome::Rejected(_)) => self.tally.refused += 1,
+            End::Reply(Outcome::Appended { .. }) => {}
+            End::Crashed => self.tally.crashed += 1,
+        }
         self.outcomes.insert(ticket, end);
     }
 
@@ -105,6 +142,7 @@ impl Checks {
         let node = &nodes[slot(id)];
         match effect {
             Effect::Persist(op) => {
+                self.tally.cuts += usize::from(op.truncate_from.is_some());
                 let kept = op.truncate_from.map_or(node.written.len(), |from| at(from) - 1);
                 assert!(kept <= node.written.len(), "{id} cuts at {:?}", op.truncate_from);
                 let leads =
@@ -166,6 +204,7 @@ impl Checks {
                 }
             }
             Effect::FetchLog { lo, hi, .. } => {
+                self.tally.loads += 1;
                 assert!(
                     lo <= hi && at(*hi) <= node.disk.log.len(),
                     "{id} fetches {lo} to {hi}, its disk ends at {}",
@@ -313,6 +352,7 @@ impl Checks {
 
         if status.role == RoleKind::Leader {
             let first = *self.leaders.entry(term).or_insert(id);
+            self.tally.terms_led = self.leaders.len();
             assert!(first == id, "I1: {first} and {id} lead in term {term}");
             assert!(
                 node.written.len() >= self.committed.len()
@@ -345,6 +385,7 @@ impl Checks {
                 assert!(before == entry, "I7: {id} commits {entry:?}, {before:?} was committed");
             } else {
                 self.committed.push(entry.clone());
+                self.tally.committed += 1;
                 let holders = status.membership.quorum_value(|voter| {
                     let disk = &nodes[slot(voter)].disk.log;
                     Some(disk.get(at(LogIndex(index)) - 1) == Some(entry))

@@ -12,11 +12,11 @@ use std::{
 };
 
 use bytes::Bytes;
-pub(crate) use checks::{Checks, End};
+pub(crate) use checks::{Checks, End, Tally};
 use raft_core::{
-    Ballot, Body, Config, Effect, Effects, Entry, Envelope, FatalError, FetchId, Input, LogIndex,
-    LogPos, Membership, Micros, NodeId, NodeInfo, PersistSeq, Raft, Recovered, RoleChange,
-    RoleKind, Status, Term, Ticket, WriteOp, codec,
+    Ballot, Body, Config, Effect, Effects, Entry, Envelope, FatalError, FetchFailed, FetchId,
+    Input, LogIndex, LogPos, Membership, Micros, NodeId, NodeInfo, PersistSeq, Raft, Recovered,
+    RoleChange, RoleKind, Status, Term, Ticket, WriteOp, codec,
 };
 
 /// What survives a crash.
@@ -270,13 +270,16 @@ impl Cluster {
         let node = &mut self.nodes[slot(id)];
         if let Some((fetch, lo, hi, max_bytes)) = node.fetches.pop_front() {
             let mut bytes = 0;
-            let wanted = &node.disk.log[at(lo) - 1..at(hi)];
+            // A leader that asked may have stepped down since, and its log been cut.
+            let wanted = node.disk.log.get(at(lo) - 1..).unwrap_or_default();
             let fits = |entry: &&Entry| {
                 bytes += codec::encoded_len(entry);
-                entry.pos.index == lo || bytes <= max_bytes
+                entry.pos.index == lo || (entry.pos.index <= hi && bytes <= max_bytes)
             };
             let entries: Arc<[Entry]> = wanted.iter().take_while(fits).cloned().collect();
-            self.input(id, Input::Fetched { id: fetch, result: Ok(entries) });
+            let result =
+                if entries.is_empty() { Err(FetchFailed::Unavailable) } else { Ok(entries) };
+            self.input(id, Input::Fetched { id: fetch, result });
         }
     }
 
