@@ -215,7 +215,8 @@ impl LinkTask {
                     let reason = self.session(connection).await;
                     self.change(false, reason.clone());
                     let Some(reason) = reason else { return };
-                    tracing::warn!(peer = self.peer.get(), address = %self.address, %reason, "connection to peer broken");
+                    let (peer, address) = (self.peer.get(), &self.address);
+                    tracing::warn!(peer, %address, %reason, "connection to peer broken");
                     self.owner.broken(self.peer);
                 }
                 Err(error) => {

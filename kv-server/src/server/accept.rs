@@ -4,8 +4,8 @@ use std::{io, sync::Arc, time::Duration};
 
 use raft_core::NodeId;
 use raft_rpc::{
-    Forward as _, FrameError, HandshakeError, Hello, Io, Kv as _, Link, Peer as _, Port, Purpose,
-    Refusal, handshake, serve, server_transport, tcp_io,
+    Forward as _, FrameError, HandshakeError, Hello, InProcessListener, Io, Kv as _, Link,
+    Peer as _, Port, Purpose, Refusal, handshake, serve, server_transport, tcp_io,
 };
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
@@ -25,6 +25,30 @@ const DELIVERIES_MAX: usize = 1_024;
 /// The pause after the system refused to accept, for want of file descriptors most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Where connections come from.
+pub(crate) enum Listener {
+    /// The network.
+    Tcp(TcpListener),
+    /// This process.
+    InProcess(InProcessListener),
+}
+
+impl Listener {
+    /// The next connection, and who made it.
+    async fn accept(&mut self) -> io::Result<(Io, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, from) = listener.accept().await?;
+                Ok((tcp_io(stream)?, from.ip().to_string()))
+            }
+            Self::InProcess(listener) => match listener.accept().await {
+                Some(io) => Ok((io, "this process".to_owned())),
+                None => std::future::pending().await,
+            },
+        }
+    }
+}
+
 /// Everything a connection needs.
 pub(crate) struct Acceptor {
     pub shared: Arc<Shared>,
@@ -41,7 +65,7 @@ pub(crate) struct Acceptor {
 impl Acceptor {
     /// Accepts on `listener` until the node winds down, then waits until every connection has answered
     /// what it was asked.
-    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener, port: Port) {
+    pub(crate) async fn run(self: Arc<Self>, mut listener: Listener, port: Port) {
         let limit = match port {
             Port::Client => self.client_connections_max,
             Port::Peer => PEER_CONNECTIONS_MAX,
@@ -57,15 +81,14 @@ impl Acceptor {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, from)) => {
+                Ok((io, from)) => {
                     pausing = false;
                     let place = Arc::clone(&places).try_acquire_owned().ok();
                     let this = Arc::clone(&self);
                     connections.spawn(async move {
                         let full = place.is_none().then_some(Refusal::Busy { limit: limit as u64 });
-                        let result = async { this.connection(tcp_io(stream)?, port, full).await };
-                        if let Err(error) = result.await {
-                            this.log_refused(&from.ip().to_string(), port, &error);
+                        if let Err(error) = this.connection(io, port, full).await {
+                            this.log_refused(&from, port, &error);
                         }
                         drop(place);
                     });

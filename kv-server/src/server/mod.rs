@@ -25,6 +25,7 @@ mod inbox;
 mod kv_service;
 mod peer_service;
 mod reads;
+mod roles;
 mod shared;
 mod status;
 mod threads;
@@ -48,8 +49,8 @@ use lsm_store::{
 };
 use raft_core::{Membership, NodeId};
 use raft_rpc::{
-    ClusterId, Connector, Hello, Link, LinkOptions, LinkOwner, Port, Purpose, Refusal, StorageId,
-    TcpConnector, client_frame_limit, peer_frame_limit,
+    ClusterId, Connector, Hello, InProcessConnector, Link, LinkOptions, LinkOwner, Port, Purpose,
+    Refusal, StorageId, TcpConnector, client_frame_limit, peer_frame_limit,
 };
 use tokio::{runtime::Runtime, sync::watch, task::JoinHandle};
 
@@ -59,7 +60,7 @@ use crate::{
     limits::{KEY_BYTES_MAX, Limits},
     replica::{self, OpenError, PeerPins, ReplicaConfig, StartReport, StorageConfig},
     server::{
-        accept::Acceptor,
+        accept::{Acceptor, Listener},
         failure::Lifecycle,
         forward::ForwardTask,
         inbox::{Inbox, Load},
@@ -157,6 +158,7 @@ pub struct Server {
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
     acceptors: Vec<JoinHandle<()>>,
+    in_process: InProcessConnector,
     client_addr: SocketAddr,
     peer_addr: SocketAddr,
     report: StartReport,
@@ -300,6 +302,7 @@ impl Server {
             shared: Arc::clone(&shared),
             runtime: Some(runtime),
             acceptors: Vec::new(),
+            in_process: InProcessConnector::default(),
             client_addr,
             peer_addr,
             report: parts.report.clone(),
@@ -347,20 +350,27 @@ impl Server {
             client_connections_max: config.limits.connections,
             requests_per_connection: config.limits.requests_per_connection,
         });
-        server.accept(&acceptor, client_listener, Port::Client, config.listen_client)?;
-        server.accept(&acceptor, peer_listener, Port::Peer, config.listen_peer)?;
+        server.accept_tcp(&acceptor, client_listener, Port::Client, config.listen_client)?;
+        server.accept_tcp(&acceptor, peer_listener, Port::Peer, config.listen_peer)?;
+        server.accept_in_process(&acceptor);
+        let report = &server.report;
         tracing::info!(
             node = shared.node(),
             cluster = %ClusterId(parts.identity.cluster_id),
             clients = %client_addr,
             peers = %peer_addr,
-            report = ?server.report,
+            formatted = report.formatted,
+            last_index = report.last.index.0,
+            last_term = report.last.term.0,
+            durable_index = report.durable.0,
+            replayed = report.replayed,
+            torn_tail = report.torn_tail,
             "started"
         );
         Ok(server)
     }
 
-    fn accept(
+    fn accept_tcp(
         &mut self,
         acceptor: &Arc<Acceptor>,
         listener: TcpListener,
@@ -376,10 +386,23 @@ impl Server {
             Port::Client => "clients",
             Port::Peer => "peers",
         };
-        let listener =
-            listener.map_err(|source| StartError::Listen { what, address, source, hint: "" })?;
+        let failed = |source| StartError::Listen { what, address, source, hint: "" };
+        let listener = Listener::Tcp(listener.map_err(failed)?);
         self.acceptors.push(runtime.spawn(Arc::clone(acceptor).run(listener, port)));
         Ok(())
+    }
+
+    fn accept_in_process(&mut self, acceptor: &Arc<Acceptor>) {
+        let Some(runtime) = &self.runtime else { return };
+        let address = self.client_addr.to_string();
+        let listener = Listener::InProcess(runtime.block_on(self.in_process.listen(&address)));
+        self.acceptors.push(runtime.spawn(Arc::clone(acceptor).run(listener, Port::Client)));
+    }
+
+    /// Connects clients within the process, past the network: dial [`Server::client_addr`] with it.
+    #[must_use]
+    pub fn in_process(&self) -> Arc<dyn Connector> {
+        Arc::new(self.in_process.clone())
     }
 
     /// Where clients connect; the port that the system chose, if it was asked to.

@@ -21,7 +21,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use raft_core::{Envelope, Message, NodeId, RoleChange, RoleKind};
+use raft_core::{Envelope, Message, NodeId};
 use raft_rpc::{Link, WireError};
 
 use crate::{
@@ -32,6 +32,7 @@ use crate::{
     server::{
         failure::ServerFailure,
         inbox::{Inbox, Taken},
+        roles,
         shared::{Shared, Work},
         waiter::Waiter,
     },
@@ -169,7 +170,7 @@ impl ConsensusThread {
             self.downstream.fetch.push_all(out.fetch.drain(..));
         }
         for event in out.events.drain(..) {
-            publish_role(&self.shared, event);
+            roles::publish(&self.shared, event);
         }
         for (waiter, answer) in out.answers.drain(..) {
             waiter.answer(answer);
@@ -217,26 +218,6 @@ impl ConsensusThread {
             self.shared.contact.heard(self.shared.clock.now());
         }
     }
-}
-
-/// Tells everybody who leads, and the log when that changed.
-fn publish_role(shared: &Shared, event: RoleChange) {
-    let leader = event.leader.map(NodeId::get);
-    let (node, term) = (shared.node(), event.term.0);
-    match event.role {
-        RoleKind::Leader => tracing::info!(node, term, "elected leader"),
-        RoleKind::Follower => tracing::info!(node, term, leader, "follower"),
-        RoleKind::PreCandidate => {
-            tracing::info!(
-                node,
-                term,
-                "no leader is heard: asking whether an election would succeed"
-            );
-        }
-        RoleKind::Candidate => tracing::info!(node, term, "election begun"),
-        RoleKind::Halted => tracing::error!(node, term, "halted"),
-    }
-    shared.leadership.send_replace(event);
 }
 
 /// The log thread: everything that waits is one append and one sync.

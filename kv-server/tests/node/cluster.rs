@@ -12,12 +12,12 @@ use std::{
 
 use bytes::Bytes;
 use kv_server::{Listeners, Server, config::ServerConfig};
-use lsm_store::vfs::RealVfs;
+use lsm_store::vfs::{RealVfs, Vfs};
 use raft_core::{NodeId, NodeInfo};
 use raft_rpc::{
-    Condition, ConnectOptions, Connection, Consistency, GetRequest, KvClient, NodeStatus, Request,
-    Response, TcpConnector, TimedRequest, WireError, WriteOperation, WriteRequest, connect_client,
-    context_for,
+    Condition, ConnectOptions, Connection, Connector, Consistency, GetRequest, KvClient,
+    NodeStatus, Request, Response, TcpConnector, TimedRequest, WireError, WriteOperation,
+    WriteRequest, connect_client, context_for,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -35,6 +35,7 @@ pub(crate) struct Cluster {
     nodes: BTreeMap<u64, Server>,
     pub(crate) addresses: BTreeMap<u64, (SocketAddr, SocketAddr)>,
     adjust: fn(&mut ServerConfig),
+    vfs: Arc<dyn Vfs>,
     pub(crate) runtime: Runtime,
     dir: TempDir,
 }
@@ -45,6 +46,10 @@ impl Cluster {
     }
 
     pub(crate) fn start_with(size: u64, adjust: fn(&mut ServerConfig)) -> Self {
+        Self::start_on(size, Arc::new(RealVfs), adjust)
+    }
+
+    pub(crate) fn start_on(size: u64, vfs: Arc<dyn Vfs>, adjust: fn(&mut ServerConfig)) -> Self {
         let dir = TempDir::new().expect("a directory");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -61,7 +66,7 @@ impl Cluster {
                 (*id, (client, sockets.peer.local_addr().expect("bound")))
             })
             .collect();
-        let mut cluster = Self { nodes: BTreeMap::new(), addresses, adjust, runtime, dir };
+        let mut cluster = Self { nodes: BTreeMap::new(), addresses, adjust, vfs, runtime, dir };
         for (id, sockets) in sockets {
             cluster.start_node(id, sockets);
         }
@@ -86,7 +91,8 @@ impl Cluster {
 
     fn start_node(&mut self, id: u64, sockets: Listeners) {
         let config = self.config(id);
-        let server = Server::start_on(&config, sockets, Arc::new(TcpConnector), Arc::new(RealVfs));
+        let server =
+            Server::start_on(&config, sockets, Arc::new(TcpConnector), Arc::clone(&self.vfs));
         self.nodes.insert(id, server.expect("the node starts"));
     }
 
@@ -95,15 +101,24 @@ impl Cluster {
         self.start_node(id, sockets);
     }
 
+    /// The node itself, which the cluster then forgets.
+    pub(crate) fn take(&mut self, id: u64) -> Server {
+        self.nodes.remove(&id).expect("it runs")
+    }
+
     pub(crate) fn stop(&mut self, id: u64) {
-        self.nodes.remove(&id).expect("it runs").stop().expect("it stops in order");
+        self.take(id).stop().expect("it stops in order");
     }
 
     pub(crate) fn client(&self, id: u64) -> KvClient {
+        self.client_through(&TcpConnector, id)
+    }
+
+    pub(crate) fn client_through(&self, connector: &dyn Connector, id: u64) -> KvClient {
         let address = self.addresses[&id].0.to_string();
         self.runtime.block_on(async {
             let options = ConnectOptions { connect_timeout: PATIENCE, ..ConnectOptions::default() };
-            let connected = connect_client(&TcpConnector, &address, None, &options).await;
+            let connected = connect_client(connector, &address, None, &options).await;
             let Connection { client, dispatch, .. } = connected.expect("the node answers");
             drop(tokio::spawn(dispatch));
             client

@@ -2,4 +2,5 @@
 
 mod clients;
 mod cluster;
+mod ends;
 mod strangers;

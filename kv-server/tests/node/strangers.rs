@@ -10,7 +10,8 @@ use crate::cluster::{Cluster, PATIENCE, get, node, put, revision, until, value};
 use kv_server::{Server, config::ServerConfig};
 use raft_core::NodeInfo;
 use raft_rpc::{
-    ClusterId, ConnectOptions, Consistency, Hello, Purpose, StorageId, TcpConnector, connect_raft,
+    ClusterId, ConnectOptions, Consistency, Hello, Purpose, StorageId, TcpConnector,
+    connect_client, connect_raft,
 };
 use tempfile::TempDir;
 
@@ -80,6 +81,18 @@ fn strangers_are_refused_by_name() {
     let text = refused(client_addr, hello(other, ours, 7));
     assert_eq!(text, "the client port takes no raft connections", "a mistaken port is named");
     cluster.one(&client, put("key", "x")).expect("nothing is disturbed");
+}
+
+#[test]
+fn a_connection_beyond_the_limit_is_told_so() {
+    let cluster = Cluster::start_with(1, |config| config.limits.connections = 1);
+    let client = cluster.client(1);
+    let address = cluster.addresses[&1].0.to_string();
+    let options = ConnectOptions::default();
+    let second = connect_client(&TcpConnector, &address, None, &options);
+    let error = cluster.runtime.block_on(second).expect_err("refused").to_string();
+    assert_eq!(error, format!("{address}: has 1 connections already, the limit"));
+    cluster.one(&client, put("key", "x")).expect("the first is served");
 }
 
 #[test]
