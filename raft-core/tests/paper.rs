@@ -415,6 +415,22 @@ fn leader_that_lost_its_place_is_granted_a_trial_at_once() {
     assert_eq!(answers(&mut cluster, 2), [true]);
 }
 
+/// §5.2: a candidacy that ended while its ballot was being written asks nobody any more.
+#[test]
+fn candidacy_that_is_over_asks_for_no_votes() {
+    let mut cluster = fresh(3);
+    cluster.timeout(n(1));
+    while cluster.status(n(1)).role != RoleKind::Candidate {
+        let envelope = cluster.network.pop_front().unwrap();
+        cluster.deliver(envelope);
+    }
+    cluster.timeout(n(1));
+    assert_eq!(cluster.status(n(1)).role, RoleKind::PreCandidate);
+    cluster.network.clear();
+    cluster.persist(n(1), usize::MAX);
+    assert!(cluster.network.is_empty(), "{:?}", cluster.network);
+}
+
 /// §6: the latest membership in the log is in force, committed or not, and goes when its entry goes,
 /// however many are stacked.
 #[test]
