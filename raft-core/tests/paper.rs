@@ -431,6 +431,44 @@ fn candidacy_that_is_over_asks_for_no_votes() {
     assert!(cluster.network.is_empty(), "{:?}", cluster.network);
 }
 
+/// §5.2: a candidate's own vote counts once its ballot is on disk, also when it is alone.
+#[test]
+fn own_vote_counts_only_when_it_is_durable() {
+    let mut cluster = fresh(1);
+    cluster.timeout(n(1));
+    assert_eq!(cluster.status(n(1)).role, RoleKind::Candidate);
+    cluster.persist(n(1), usize::MAX);
+    assert_eq!(cluster.status(n(1)).role, RoleKind::Leader);
+}
+
+/// Thesis §6.4: the answer to a question of an earlier boot answers none of this one.
+#[test]
+fn late_answer_to_an_earlier_boot_serves_no_read() {
+    let mut cluster = led(3);
+    cluster.read(n(2));
+    let question = cluster.network.pop_front().unwrap();
+    cluster.deliver(question);
+    while let Some(at) = cluster.network.iter().position(|it| it.to == n(3) || it.from == n(3)) {
+        let envelope = cluster.network.remove(at).unwrap();
+        cluster.deliver(envelope);
+    }
+    let of_reply = |it: &Envelope| matches!(it.msg, Message::ReadIndexReply { .. });
+    let at = cluster.network.iter().position(of_reply).unwrap();
+    let late = cluster.network.remove(at).unwrap();
+    cluster.crash(n(2), 0);
+    cluster.restart(n(2));
+    cluster.propose(n(1), commands(1));
+    cluster.settle();
+    cluster.timeout(n(1));
+    cluster.settle();
+    assert_eq!(cluster.status(n(2)).leader, Some(n(1)));
+    let read = cluster.read(n(2));
+    cluster.deliver(late);
+    assert_eq!(cluster.checks.outcomes.get(&read), None, "it was asked after the commit of 2");
+    cluster.settle();
+    assert_eq!(cluster.checks.outcomes.get(&read), Some(&End::Ready(LogIndex(2))));
+}
+
 /// §6: the latest membership in the log is in force, committed or not, and goes when its entry goes,
 /// however many are stacked.
 #[test]
