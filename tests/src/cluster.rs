@@ -34,6 +34,9 @@ const LOG_TAIL_LINES: usize = 40;
 /// What a peer port is above its client port, as in `kv-server dev`.
 const PEER_PORT_OFFSET: u16 = 1000;
 
+/// The most that a node of [`Cluster::started_calm`] waits before it asks for an election.
+pub const CALM_ELECTION_MAX: Duration = Duration::from_millis(1_500);
+
 static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
 
 /// One node: where it is, and its process if it runs.
@@ -100,6 +103,16 @@ impl Cluster {
     /// A cluster whose nodes have started and follow one leader.
     pub async fn started(programs: Programs, count: u16) -> Self {
         let mut cluster = Self::new(programs, count).await;
+        cluster.start_all();
+        cluster.wait_for_agreement().await;
+        cluster
+    }
+
+    /// A cluster that has started and waits longer before it elects, for tests that say that nobody was
+    /// disturbed: on a busy machine the default times would be too short for that.
+    pub async fn started_calm(programs: Programs, count: u16) -> Self {
+        let mut cluster = Self::new(programs, count).await;
+        cluster.set_extra_arguments(&["--raft-election", "1s", "--raft-election-jitter", "500ms"]);
         cluster.start_all();
         cluster.wait_for_agreement().await;
         cluster

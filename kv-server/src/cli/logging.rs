@@ -26,7 +26,12 @@ pub(super) fn filter(text: &str) -> Result<EnvFilter, String> {
 /// If the filter cannot be read, or a logger is there already.
 pub(super) fn install(log: &LogConfig) -> Result<(), String> {
     let filter = filter(&log.filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Whoever reads the log may go away; complaining about that on the same closed pipe would panic, and
+    // a node must not die of its log.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .log_internal_errors(false);
     let installed = match log.format {
         LogFormat::Text => {
             let colours = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none();

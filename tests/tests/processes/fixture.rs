@@ -148,12 +148,18 @@ async fn writes_a_data_directory() {
     let directory = scratch.path().join("node-01");
     let node = OneNode::start(&directory, scratch.path()).await;
     let client = node.client().await;
-    for number in 0..40 {
-        client
-            .put(format!("city/{number:02}"), format!("value {number} ").repeat(20))
-            .await
-            .unwrap();
+    for round in 0..15 {
+        for number in 0..40 {
+            let value = format!("value {number} of round {round} ").repeat(20);
+            client.put(format!("city/{number:02}"), value).await.unwrap();
+        }
     }
+    wait_until(WAIT_LIMIT, async || {
+        let is_table = |file: &PathBuf| file.extension().is_some_and(|name| name == "sst");
+        if files(&directory).iter().any(is_table) { Ok(()) } else { Err("no table".to_owned()) }
+    })
+    .await
+    .unwrap();
     for number in (0..40).step_by(5) {
         client.delete(format!("city/{number:02}")).await.unwrap();
     }

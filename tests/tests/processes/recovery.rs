@@ -1,10 +1,10 @@
 //! Everything down and up again, and a node that was away for a while.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Instant};
 
 use kv_client::{Client, Consistency, prefix};
 use tests::{
-    cluster::{Cluster, node},
+    cluster::{CALM_ELECTION_MAX, Cluster, node},
     programs,
 };
 
@@ -75,13 +75,19 @@ async fn a_cluster_stopped_in_order_exits_with_0_and_keeps_everything() {
 
 #[tokio::test]
 async fn a_follower_that_stood_still_for_a_while_catches_up() {
-    let mut cluster = Cluster::started(programs!(), 4).await;
+    let mut cluster = Cluster::started_calm(programs!(), 4).await;
     let lead = cluster.wait_for_agreement().await;
     let away = cluster.others(lead.node)[0];
     let client = cluster.client_of(lead.node).await;
     put_many(&client, "before", 100).await;
     cluster.freeze(away);
-    put_many(&client, "while away", 3_000).await;
+    // Long enough that it believes the leader dead when it goes on.
+    let frozen = Instant::now();
+    let mut rounds = 0;
+    while rounds == 0 || frozen.elapsed() < CALM_ELECTION_MAX {
+        put_many(&client, &format!("while away {rounds}"), 500).await;
+        rounds += 1;
+    }
     let committed = cluster.status_of(lead.node).await.commit_index;
     cluster.thaw(away);
     cluster

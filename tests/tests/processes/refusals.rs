@@ -6,12 +6,13 @@ use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use kv_server::cli::probe::wait_until;
 use raft_core::NodeId;
+use raft_rpc::Role;
 use tests::{
     cluster::{Cluster, WAIT_LIMIT, free_ports, node},
     process::Process,
@@ -157,7 +158,7 @@ fn send_and_wait_for_the_end(address: &str, bytes: &[u8]) {
 
 #[tokio::test]
 async fn garbage_and_huge_lengths_on_both_ports_close_that_connection_only() {
-    let mut cluster = Cluster::started(programs!(), 3).await;
+    let mut cluster = Cluster::started_calm(programs!(), 3).await;
     let before = cluster.status_of(node(1)).await;
     let mut garbage = vec![0_u8; 64 << 10];
     let mut state = 0x9e37_79b9_u32;
@@ -187,7 +188,7 @@ async fn garbage_and_huge_lengths_on_both_ports_close_that_connection_only() {
 /// node, which says so; it gets nobody's vote and disturbs nobody.
 #[tokio::test]
 async fn a_node_of_another_cluster_is_refused_with_a_reason() {
-    let mut cluster = Cluster::started(programs!(), 4).await;
+    let mut cluster = Cluster::started_calm(programs!(), 4).await;
     let lead = cluster.wait_for_agreement().await;
     let base = free_ports(1);
     let own = format!("127.0.0.1:{}/127.0.0.1:{base}", base + 1000);
@@ -212,6 +213,30 @@ async fn a_node_of_another_cluster_is_refused_with_a_reason() {
     assert_says(&stranger.log(), &["belongs to cluster"]);
     let now = cluster.wait_for_agreement().await;
     assert_eq!(now, lead, "nobody was disturbed");
+}
+
+/// `kv-server run 2>&1 | head`: whoever reads the log goes away, and the node stays.
+#[tokio::test]
+async fn a_node_does_not_die_of_its_log() {
+    let mut cluster = Cluster::new(programs!(), 1).await;
+    let mut process = Command::new(&cluster.programs().node)
+        .args(cluster.arguments(node(1)))
+        .args(["--log", "debug"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(process.stderr.take());
+    let status = wait_until(WAIT_LIMIT, async || {
+        let status = cluster.status(node(1)).await?;
+        if status.role == Role::Leader { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    drop(process.stdin.take());
+    let code = process.wait().unwrap().code();
+    assert_eq!(status, Ok(()));
+    assert_eq!(code, Some(0), "it stops in order when its standard input ends");
 }
 
 /// Every file below `directory` whose name ends with `ending`.
