@@ -375,6 +375,36 @@ fn a_store_on_a_real_disk_with_threads_comes_back() {
 }
 
 #[test]
+fn a_manifest_that_grows_is_replaced_by_a_short_one() {
+    const FLOORS: u64 = 20_000;
+    let vfs = Arc::new(MemVfs::new(1));
+    let store = open(&vfs, options());
+    put(&store, 1, FLOORS, b"a", b"1");
+    let manifests = || {
+        let names = vfs.files().into_iter().filter(|p| p.to_string_lossy().contains("MANIFEST"));
+        names.collect::<Vec<_>>()
+    };
+    let first = manifests();
+    for floor in 1..=FLOORS {
+        store.set_floor(DATA, SequenceNumber(floor)).expect("raises");
+    }
+    let last = manifests();
+    assert_eq!((first.len(), last.len()), (1, 1), "one at a time: {first:?}, {last:?}");
+    assert_ne!(first, last, "another one");
+    let markers =
+        vfs.files().into_iter().filter(|p| p.to_string_lossy().contains("CURRENT")).count();
+    assert_eq!(markers, 1, "one marker");
+    let len = vfs.content(&last[0]).expect("there").len();
+    assert!(len < 2 << 20, "{len} bytes for {FLOORS} edits");
+    store.flush().expect("flushes");
+    store.verify().expect("sound");
+    drop(store);
+    let store = open(&vfs, options());
+    assert_eq!(store.floor(DATA), SequenceNumber(FLOORS), "all edits are in it");
+    assert_eq!(get(&store, b"a"), Some((b"1".to_vec(), FLOORS)), "and the table");
+}
+
+#[test]
 fn many_runs_in_tiny_tables_reach_all_parts_of_the_tree_and_stay_readable() {
     let vfs = Arc::new(MemVfs::new(1));
     let mut store = open(&vfs, tiny());

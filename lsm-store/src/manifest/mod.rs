@@ -5,9 +5,9 @@
 //! MANIFEST-<n>              header | snapshot parts | snapshot end | edit | edit | …
 //! ```
 //!
-//! * [`edit`]: one atomic change, as bytes. * [`state`]: what all edits together amount to.
-//! * [`file`]: the file, its header, reading and appending. * [`current`]: markers and switching.
-//! * [`version`]: the open tables, level by level, as readers see them.
+//! * [`mod@edit`]: one atomic change, as bytes. * [`mod@state`]: what all edits together amount to.
+//! * [`mod@file`]: the file, its header, reading and appending. * [`mod@current`]: markers and switching.
+//! * [`mod@version`]: the open tables, level by level, as readers see them.
 //!
 //! Invariants:
 //! 1. A manifest begins with the complete state; it is written, synced, and its directory entry synced,
