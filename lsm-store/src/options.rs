@@ -84,9 +84,9 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Size at which a table is cut (at the next change of the user key).
     pub table_bytes: u64,
-    /// Runs in level 0 that start a compaction.
+    /// Sorted runs in level 0 (one per flush) that start a compaction.
     pub l0_trigger: usize,
-    /// Runs in level 0 at which [`Store::begin_run`](crate::Store::begin_run) waits for compaction.
+    /// Sorted runs in level 0 at which [`Store::begin_run`](crate::Store::begin_run) waits for compaction.
     pub l0_stop: usize,
     /// How much larger each level is than the one above.
     pub level_ratio: u64,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::internal_key::Kind;
 use crate::iter::InternalIter;
-use crate::memtable::{From, MemEntry, MemSet, Memtable};
+use crate::memtable::{MemEntry, MemSet, Memtable, Start};
 
 /// A first copy is short, for lookups of a few rows; each further one doubles up to the longest.
 const STRETCH_MIN: usize = 8;
@@ -37,39 +37,36 @@ impl MemIter {
         self.copied.get(self.at)
     }
 
-    fn copy(&mut self, from: From<'_>, backward: bool) {
+    fn copy(&mut self, from: Start<'_>, backward: bool) {
         self.backward = backward;
         self.at = 0;
         let Some(table) = self.set.table(self.partition) else { return };
         fill(table, from, backward, self.stretch, &mut self.copied);
     }
 
-    /// To the neighbour in a direction.
+    /// To the neighbour in the direction of the last search.
     fn go(&mut self, backward: bool) {
-        if self.current().is_none() {
+        assert_eq!(
+            self.backward, backward,
+            "a memtable iterator changes its direction only by a search"
+        );
+        let Some(here) = self.current() else { return };
+        if self.at + 1 < self.copied.len() {
+            self.at += 1;
             return;
         }
-        if self.backward == backward {
-            self.at += 1;
-            if self.current().is_some() {
-                return;
-            }
-            self.at -= 1;
-            self.stretch = (self.stretch * 2).min(STRETCH_MAX);
-        } else {
-            self.stretch = STRETCH_MIN;
-        }
-        let Some(here) = self.current().cloned() else { return };
-        self.copy(From::Excluding(&here.key, here.sequence), backward);
+        let (key, sequence) = (here.key.clone(), here.sequence);
+        self.stretch = (self.stretch * 2).min(STRETCH_MAX);
+        self.copy(Start::Excluding(&key, sequence), backward);
     }
 
-    fn search(&mut self, from: From<'_>, backward: bool) {
+    fn search(&mut self, from: Start<'_>, backward: bool) {
         self.stretch = STRETCH_MIN;
         self.copy(from, backward);
     }
 }
 
-fn fill(table: &Memtable, from: From<'_>, backward: bool, max: usize, out: &mut Vec<MemEntry>) {
+fn fill(table: &Memtable, from: Start<'_>, backward: bool, max: usize, out: &mut Vec<MemEntry>) {
     if backward {
         table.copy_backward(from, max, out);
     } else {
@@ -103,22 +100,22 @@ impl InternalIter for MemIter {
     }
 
     fn seek_to_first(&mut self) -> Result<()> {
-        self.search(From::End, false);
+        self.search(Start::End, false);
         Ok(())
     }
 
     fn seek_to_last(&mut self) -> Result<()> {
-        self.search(From::End, true);
+        self.search(Start::End, true);
         Ok(())
     }
 
     fn seek(&mut self, key: &[u8], sequence: u64) -> Result<()> {
-        self.search(From::Including(key, sequence), false);
+        self.search(Start::Including(key, sequence), false);
         Ok(())
     }
 
     fn seek_for_prev(&mut self, key: &[u8], sequence: u64) -> Result<()> {
-        self.search(From::Including(key, sequence), true);
+        self.search(Start::Including(key, sequence), true);
         Ok(())
     }
 

@@ -113,22 +113,10 @@ impl MergeIter {
         self.current = best.map(|(i, _)| i);
     }
 
-    /// Moves the current source one entry, and the others first to their side of it if the direction
-    /// changes.
+    /// Moves the current source one entry.
     fn go(&mut self, backward: bool) -> Result<()> {
+        assert_eq!(self.backward, backward, "a merge changes its direction only by a search");
         let Some(current) = self.current.take() else { return Ok(()) };
-        if self.backward != backward {
-            self.backward = backward;
-            let Some(here) = self.sources.get(current) else { return Ok(()) };
-            let (key, sequence) = (here.key().to_vec(), here.sequence());
-            for (_, source) in self.sources.iter_mut().enumerate().filter(|(i, _)| *i != current) {
-                if backward {
-                    source.seek_for_prev(&key, sequence)?;
-                } else {
-                    source.seek(&key, sequence)?;
-                }
-            }
-        }
         if let Some(source) = self.sources.get_mut(current) {
             if backward { source.prev()? } else { source.next()? }
         }

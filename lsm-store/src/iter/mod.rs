@@ -12,7 +12,8 @@
 //! 1. A move that fails returns the error and leaves the iterator not valid; not valid without an error
 //!    means the end. An error never looks like the end.
 //! 2. Keys and values are borrowed from the block or the memtable copy the iterator stands on.
-//! 3. A change of direction is an absolute search of every source, never a guess from where it stands.
+//! 3. A change of direction is an absolute search of every source, never a guess from where it stands: `next`
+//!    follows a search forward (`seek`, `seek_to_first`), `prev` one backward (`seek_for_prev`, `seek_to_last`).
 
 pub(crate) mod level;
 pub(crate) mod mem;
@@ -39,8 +40,8 @@ pub(crate) trait InternalIter {
     fn seek(&mut self, key: &[u8], sequence: u64) -> Result<()>;
     /// To the last entry at or before `(key, sequence)`.
     fn seek_for_prev(&mut self, key: &[u8], sequence: u64) -> Result<()>;
-    /// To the entry after the one it stands on.
+    /// To the entry after the one it stands on; after a search forward.
     fn next(&mut self) -> Result<()>;
-    /// To the entry before the one it stands on.
+    /// To the entry before the one it stands on; after a search backward.
     fn prev(&mut self) -> Result<()>;
 }

@@ -13,12 +13,13 @@ use crate::iter::level::{LevelIter, Tables};
 use crate::iter::merge::Source;
 use crate::manifest::state::ManifestState;
 use crate::options::LEVELS;
-use crate::sstable::reader::{Table, Version as Found};
+use crate::sstable::reader::{FoundEntry, Table};
 use crate::types::FileNumber;
 
-/// One run of level 0: the tables of one flush.
+/// A sorted run of level 0: the tables of one flush. (Not to be confused with the run of batches that a
+/// writer publishes.)
 #[derive(Clone, Debug)]
-pub(crate) struct Run {
+pub(crate) struct SortedRun {
     pub(crate) epoch: u64,
     pub(crate) tables: Tables,
 }
@@ -27,7 +28,7 @@ pub(crate) struct Run {
 #[derive(Clone, Debug)]
 pub(crate) struct Levels {
     /// Level 0, newest first.
-    pub(crate) runs: Vec<Run>,
+    pub(crate) runs: Vec<SortedRun>,
     /// The levels; the first is always empty, since level 0 is in `runs`.
     pub(crate) levels: Vec<Tables>,
 }
@@ -67,7 +68,7 @@ impl Version {
                 }
             }
             let runs = runs.into_iter().rev().map(|(epoch, tables)| {
-                Ok(Run {
+                Ok(SortedRun {
                     epoch,
                     tables: in_order(tables)
                         .map_err(|d| corrupt(format!("level 0 run {epoch}: {d}")))?,
@@ -113,7 +114,7 @@ impl Levels {
 
     /// The newest version of `key` at or below `sequence`: newer runs and upper levels first, since what
     /// they hold of a key is newer than what is below.
-    pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<Found>> {
+    pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<FoundEntry>> {
         for tables in self.runs.iter().map(|r| &r.tables).chain(&self.levels) {
             if let Some(table) = covering(tables, key)
                 && let Some(found) = table.get(key, hash, sequence)?

@@ -7,7 +7,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
-use super::{From, MemEntry, MemIndex};
+use super::{MemEntry, MemIndex, Start};
 use crate::internal_key::{Kind, SEQUENCE_BELOW_ALL, compare};
 
 /// The key as the map owns it.
@@ -99,15 +99,15 @@ impl MemIndex for MapIndex {
         self.0.range::<dyn AsInternal, _>(bounds).next().map(entry)
     }
 
-    fn copy_forward(&self, from: From<'_>, max: usize, out: &mut Vec<MemEntry>) {
+    fn copy_forward(&self, from: Start<'_>, max: usize, out: &mut Vec<MemEntry>) {
         let at;
         let low: Bound<&dyn AsInternal> = match from {
-            From::End => Bound::Unbounded,
-            From::Including(key, sequence) => {
+            Start::End => Bound::Unbounded,
+            Start::Including(key, sequence) => {
                 at = (key, sequence);
                 Bound::Included(&at)
             }
-            From::Excluding(key, sequence) => {
+            Start::Excluding(key, sequence) => {
                 at = (key, sequence);
                 Bound::Excluded(&at)
             }
@@ -116,15 +116,15 @@ impl MemIndex for MapIndex {
         out.extend(range.take(max).map(entry));
     }
 
-    fn copy_backward(&self, from: From<'_>, max: usize, out: &mut Vec<MemEntry>) {
+    fn copy_backward(&self, from: Start<'_>, max: usize, out: &mut Vec<MemEntry>) {
         let at;
         let high: Bound<&dyn AsInternal> = match from {
-            From::End => Bound::Unbounded,
-            From::Including(key, sequence) => {
+            Start::End => Bound::Unbounded,
+            Start::Including(key, sequence) => {
                 at = (key, sequence);
                 Bound::Included(&at)
             }
-            From::Excluding(key, sequence) => {
+            Start::Excluding(key, sequence) => {
                 at = (key, sequence);
                 Bound::Excluded(&at)
             }

@@ -43,7 +43,7 @@ pub(crate) struct MemEntry {
 
 /// Where a copy of entries begins.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum From<'a> {
+pub(crate) enum Start<'a> {
     /// At the first (or last) entry.
     End,
     /// At this internal key itself or, without it, its neighbour in the direction of the copy.
@@ -59,9 +59,9 @@ pub(crate) trait MemIndex: Default + Send + Sync + std::fmt::Debug {
     /// The newest entry of `key` at or below `sequence`.
     fn get(&self, key: &[u8], sequence: u64) -> Option<MemEntry>;
     /// Appends up to `max` entries in ascending order.
-    fn copy_forward(&self, from: From<'_>, max: usize, out: &mut Vec<MemEntry>);
+    fn copy_forward(&self, from: Start<'_>, max: usize, out: &mut Vec<MemEntry>);
     /// Appends up to `max` entries in descending order.
-    fn copy_backward(&self, from: From<'_>, max: usize, out: &mut Vec<MemEntry>);
+    fn copy_backward(&self, from: Start<'_>, max: usize, out: &mut Vec<MemEntry>);
 }
 
 /// The memtable of one partition.
@@ -115,13 +115,13 @@ impl Memtable {
     }
 
     /// Replaces `out` with up to `max` entries in ascending order.
-    pub(crate) fn copy_forward(&self, from: From<'_>, max: usize, out: &mut Vec<MemEntry>) {
+    pub(crate) fn copy_forward(&self, from: Start<'_>, max: usize, out: &mut Vec<MemEntry>) {
         out.clear();
         self.index.read().copy_forward(from, max, out);
     }
 
     /// Replaces `out` with up to `max` entries in descending order.
-    pub(crate) fn copy_backward(&self, from: From<'_>, max: usize, out: &mut Vec<MemEntry>) {
+    pub(crate) fn copy_backward(&self, from: Start<'_>, max: usize, out: &mut Vec<MemEntry>) {
         out.clear();
         self.index.read().copy_backward(from, max, out);
     }
@@ -235,7 +235,7 @@ mod tests {
         let table = set.table(0).expect("one partition");
         assert_eq!(table.get(b"k", 7).expect("there").value, "2", "the last one");
         let mut all = Vec::new();
-        table.copy_forward(From::End, 10, &mut all);
+        table.copy_forward(Start::End, 10, &mut all);
         assert_eq!(all.len(), 1, "one entry per key and sequence number");
     }
 
@@ -258,14 +258,18 @@ mod tests {
         };
         let all =
             vec![(b"a".to_vec(), 1), (b"ab".to_vec(), 4), (b"ab".to_vec(), 2), (b"b".to_vec(), 3)];
-        assert_eq!(forward(From::End), all, "everything");
-        assert_eq!(forward(From::Including(b"ab", 3)), all[2..], "from between two versions");
-        assert_eq!(forward(From::Excluding(b"ab", 2)), all[3..], "after an entry");
+        assert_eq!(forward(Start::End), all, "everything");
+        assert_eq!(forward(Start::Including(b"ab", 3)), all[2..], "from between two versions");
+        assert_eq!(forward(Start::Excluding(b"ab", 2)), all[3..], "after an entry");
         let mut reversed = all.clone();
         reversed.reverse();
-        assert_eq!(backward(From::End), reversed, "everything, backward");
-        assert_eq!(backward(From::Including(b"ab", 3)), reversed[2..], "from between two versions");
-        assert_eq!(backward(From::Excluding(b"a", 1)), [], "before the first");
+        assert_eq!(backward(Start::End), reversed, "everything, backward");
+        assert_eq!(
+            backward(Start::Including(b"ab", 3)),
+            reversed[2..],
+            "from between two versions"
+        );
+        assert_eq!(backward(Start::Excluding(b"a", 1)), [], "before the first");
     }
 
     #[test]

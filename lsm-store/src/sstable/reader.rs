@@ -23,7 +23,7 @@ use crate::vfs::{Vfs, VfsFile};
 
 /// What a lookup found in one source.
 #[derive(Clone, Debug)]
-pub(crate) struct Version {
+pub(crate) struct FoundEntry {
     pub(crate) sequence: u64,
     pub(crate) kind: Kind,
     pub(crate) value: Bytes,
@@ -191,7 +191,7 @@ impl Table {
 
     /// The newest version of `key` at or below `sequence`. `hash` is the key's
     /// [`key_hash`](crate::sstable::filter::key_hash).
-    pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<Version>> {
+    pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<FoundEntry>> {
         if !self.covers(key) || self.meta.min_sequence > sequence {
             return Ok(None);
         }
@@ -212,7 +212,7 @@ impl Table {
         if !data.valid() || data.key() != key {
             return Ok(None);
         }
-        Ok(Some(Version {
+        Ok(Some(FoundEntry {
             sequence: data.sequence(),
             kind: data.kind(),
             value: data.value_bytes(),

@@ -52,7 +52,7 @@ pub struct LevelMetrics {
 /// One partition.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PartitionMetrics {
-    /// Runs in level 0.
+    /// Sorted runs in level 0: flushes not compacted yet.
     pub l0_runs: usize,
     /// All levels, level 0 first.
     pub levels: Vec<LevelMetrics>,

@@ -144,6 +144,9 @@ impl Run {
     ///
     /// # Errors
     /// `Poisoned`, `Closed`: nothing became visible.
+    ///
+    /// # Panics
+    /// If the visible position would fall, which [`Store::begin_run`](crate::Store::begin_run) has excluded.
     pub fn publish(mut self) -> Result<()> {
         let mut state = self.inner.state.lock();
         state.check_writable()?;
@@ -151,6 +154,14 @@ impl Run {
             position: std::mem::take(&mut self.position),
             sequences: std::mem::take(&mut self.sequences),
         };
+        let before = self.inner.visible.load();
+        assert!(
+            before.position.index < visible.position.index,
+            "published position falls from {} to {}",
+            before.position.index,
+            visible.position.index
+        );
+        drop(before);
         self.inner.visible.store(Arc::new(visible));
         state.run_open = false;
         drop(state);
