@@ -8,6 +8,7 @@
 //! what it must hold; a sample of them is read back at the end (`check`).
 
 mod check;
+mod server_cpu;
 mod worker;
 
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::{Client, prefix};
 use hdrhistogram::Histogram;
-use serde_json::Value;
 
+use self::server_cpu::Servers;
 use self::worker::{Keys, Tally, Worker};
 use super::builder;
 use crate::kvctl::args::{Bench, Format, Global, Workload};
@@ -35,7 +36,7 @@ const LATENCY_MAX_US: u64 = 600_000_000;
 
 pub(crate) async fn bench(global: &Global, asked: Bench) -> Result<(), Failure> {
     let mut output = Output::new(global.output)?;
-    let (endpoints, members) = reachable(global).await?;
+    let Cluster { endpoints, members, addresses } = reachable(global).await?;
     let connections = asked.connections.unwrap_or(CONNECTIONS).min(asked.clients) as usize;
     let clients = (0..connections)
         .map(|number| {
@@ -56,7 +57,7 @@ pub(crate) async fn bench(global: &Global, asked: Bench) -> Result<(), Failure> 
 
     let everyone = builder(global).connect_lazily().map_err(Failure::Read)?;
     let measured = tokio::select! {
-        measured = measure(&asked, &keys, &clients) => measured,
+        measured = measure(&asked, &keys, &clients, &addresses) => measured,
         _interrupted = tokio::signal::ctrl_c() => {
             narrate(&format!(
                 "interrupted; its keys remain: kvctl --yes del --prefix {}",
@@ -84,18 +85,28 @@ pub(crate) async fn bench(global: &Global, asked: Bench) -> Result<(), Failure> 
         Err(check::Unverified::Failed(error)) => return Err(Failure::Read(error)),
     };
     report(&mut output, &asked, connections, members, &measured, verified)?;
-    match mismatch {
-        Some(text) => {
-            narrate(&format!("error: {text}"));
-            Err(Failure::Problem)
-        }
-        None => Ok(()),
+    if let Some(text) = mismatch {
+        narrate(&format!("error: {text}"));
+        return Err(Failure::Problem);
+    }
+    match measured.tally.first_error {
+        // Nothing was measured at all.
+        Some(error) if measured.tally.ops == 0 => Err(Failure::Read(error)),
+        Some(_) | None => Ok(()),
     }
 }
 
-/// The endpoints that answer, the leader first, then in the order given; and how many members the
-/// cluster has.
-async fn reachable(global: &Global) -> Result<(Vec<String>, usize), Failure> {
+/// What a benchmark needs to know of the cluster.
+struct Cluster {
+    /// The endpoints that answer, the leader first, then in the order given.
+    endpoints: Vec<String>,
+    /// How many members it has.
+    members: usize,
+    /// Where they are reached.
+    addresses: Vec<String>,
+}
+
+async fn reachable(global: &Global) -> Result<Cluster, Failure> {
     let kv = builder(global).connect_lazily().map_err(Failure::Read)?;
     let status = kv.cluster().status().await.map_err(Failure::Read)?;
     let answered = |endpoint: &String| {
@@ -113,8 +124,9 @@ async fn reachable(global: &Global) -> Result<(Vec<String>, usize), Failure> {
         // They answer under names that the members do not use; all are taken as given.
         endpoints = given;
     }
-    let members = status.nodes.iter().filter(|node| node.id.is_some()).count();
-    Ok((endpoints, members))
+    let known = status.nodes.iter().filter(|node| node.id.is_some());
+    let addresses: Vec<String> = known.map(|node| node.client_addr.clone()).collect();
+    Ok(Cluster { endpoints, members: addresses.len(), addresses })
 }
 
 /// A name that no other run has.
@@ -127,14 +139,23 @@ fn run_name() -> String {
 struct Measured {
     tally: Tally,
     elapsed: Duration,
+    /// Of all servers together, if it could be had.
+    server_cpu_us: Option<u64>,
 }
 
-async fn measure(asked: &Bench, keys: &Arc<Keys>, clients: &[Client]) -> Result<Measured, Failure> {
+async fn measure(
+    asked: &Bench,
+    keys: &Arc<Keys>,
+    clients: &[Client],
+    addresses: &[String],
+) -> Result<Measured, Failure> {
     if asked.workload != Workload::Put {
         worker::preload(keys, clients, asked.value_bytes as usize, PRELOAD_CONCURRENCY)
             .await
             .map_err(Failure::Write)?;
     }
+    let servers = Servers::find(addresses.iter().map(String::as_str));
+    let used_before = servers.as_ref().and_then(Servers::used_us);
     let start = Instant::now();
     let until = start + Duration::from_secs(u64::from(asked.seconds));
     let workers: Vec<_> = (0..u64::from(asked.clients))
@@ -153,7 +174,11 @@ async fn measure(asked: &Bench, keys: &Arc<Keys>, clients: &[Client]) -> Result<
             Err(error) => return Err(Failure::io("a caller died", std::io::Error::other(error))),
         }
     }
-    Ok(Measured { tally, elapsed: start.elapsed() })
+    let elapsed = start.elapsed();
+    let used_after = servers.as_ref().and_then(Servers::used_us);
+    let server_cpu_us =
+        used_after.zip(used_before).map(|(after, before)| after.saturating_sub(before));
+    Ok(Measured { tally, elapsed, server_cpu_us })
 }
 
 fn report(
@@ -164,7 +189,10 @@ fn report(
     measured: &Measured,
     verified: u64,
 ) -> Result<(), Failure> {
-    let Measured { tally, elapsed } = measured;
+    let Measured { tally, elapsed, server_cpu_us } = measured;
+    if let Some(error) = &tally.first_error {
+        narrate(&format!("the first error was: {error}"));
+    }
     let workload = match asked.workload {
         Workload::Put => "put",
         Workload::Get => "get",
@@ -175,6 +203,10 @@ fn report(
     let rounded = |value: f64| (value * 1000.0).round() / 1000.0;
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let per_second = tally.ops as f64 / seconds.max(0.001);
+    #[expect(clippy::cast_precision_loss, reason = "a mean for people")]
+    let server_cpu_us_per_op = server_cpu_us
+        .filter(|_| tally.ops > 0)
+        .map(|used| (used as f64 / tally.ops as f64 * 10.0).round() / 10.0);
     let quantile = |quantile: f64| quantile_us(&tally.latencies, quantile);
     if output.format() == Format::Json {
         let object = Object::new()
@@ -192,7 +224,7 @@ fn report(
             .with("p999_us", quantile(0.999))
             .with("max_us", tally.latencies.max())
             .with("errors", tally.errors)
-            .with("server_cpu_us_per_op", Value::Null)
+            .with("server_cpu_us_per_op", server_cpu_us_per_op)
             .with("verified", verified);
         output.line(&object.to_line())?;
         return output.flush();
@@ -207,6 +239,10 @@ fn report(
         ("p99.9", format!("{} µs", quantile(0.999))),
         ("max", format!("{} µs", tally.latencies.max())),
         ("errors", tally.errors.to_string()),
+        (
+            "server CPU per operation",
+            server_cpu_us_per_op.map_or_else(|| "unknown".to_owned(), |used| format!("{used} µs")),
+        ),
         ("verified", verified.to_string()),
     ];
     if output.format() == Format::Table {
@@ -216,9 +252,6 @@ fn report(
         for (name, value) in rows {
             output.line(&format!("{name}\t{value}"))?;
         }
-    }
-    if let Some(error) = &tally.first_error {
-        narrate(&format!("the first error was: {error}"));
     }
     output.flush()
 }
