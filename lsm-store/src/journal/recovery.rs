@@ -8,7 +8,8 @@
 //! 4. Its records above the promise were read, but nobody knows whether they are on disk: the process
 //!    may have ended without a sync, or after a failed one, and then they are in the kernel's memory
 //!    only. They are copied into a new segment that seals the old one at the promise. It gets its name
-//!    when it is durable, so a crash at any moment leaves the old state or the new one.
+//!    when it is durable, so a crash at any moment leaves the old state or the new one. Then the old one
+//!    gives back the space it had reserved.
 //! 5. The caller reads all records from [`Recovery`]; each sealed segment is checked up to its seal.
 //!
 //! A second recovery, after a crash anywhere in the first, finds the same records.
@@ -298,13 +299,6 @@ fn open_segment(vfs: &dyn Vfs, dir: &Path, store_id: u128, number: u64) -> Resul
     let mut bytes = vec![0; usize::try_from(len.min(SEGMENT_HEADER_BYTES)).unwrap_or(0)];
     file.read_exact_at(&mut bytes, 0).context("read", &path)?;
     let header = SegmentHeader::decode(&path, &bytes, store_id, number)?;
-    if len < header.published_len {
-        let detail = format!(
-            "the file ends here, but it was {} bytes long from the beginning",
-            header.published_len
-        );
-        return Err(Error::corruption(&path, len, detail));
-    }
     Ok(OnDisk { path, file, header, len })
 }
 
@@ -313,7 +307,12 @@ fn settle(last: &OnDisk) -> Result<Tail> {
     if last.len < SEGMENT_HEADER_BYTES {
         return Err(Error::corruption(&last.path, last.len, "the file ends inside the header"));
     }
-    let SegmentHeader { epoch, published_end, .. } = last.header;
+    let SegmentHeader { epoch, published_end, published_len, .. } = last.header;
+    if last.len < published_len {
+        let detail =
+            format!("the file ends here, but it was {published_len} bytes long from the beginning");
+        return Err(Error::corruption(&last.path, last.len, detail));
+    }
     let tail =
         settle_tail(&last.file, &last.path, epoch, SEGMENT_HEADER_BYTES, published_end, last.len)?;
     if tail.has_seal {
@@ -383,10 +382,21 @@ fn copy_tail(
     written += buffer.len() as u64;
     assert!(written == end, "copied records end at {written}, expected {end}");
     let path = draft.publish()?;
+    trim(&**vfs, &last.path, tail.promised)?;
     Ok((
         Segment { epoch, path, limit: end, copies: true },
         Seal { segment: number, end, last_checksum },
     ))
+}
+
+/// Gives back what a sealed segment has reserved behind its end. Only after its successor is durable: a
+/// newest segment that is shorter than it was is damaged. Whether this lasts does not matter.
+pub(super) fn trim(vfs: &dyn Vfs, path: &Path, end: u64) -> Result<()> {
+    let file = vfs.open_rw(path).context("open", path)?;
+    if file.len().context("read the length of", path)? > end {
+        file.set_len(end).context("shorten", path)?;
+    }
+    Ok(())
 }
 
 /// Removes a segment, durably before anything else happens: so that no gap can appear.

@@ -393,7 +393,7 @@ fn a_flipped_bit_below_a_promise_is_refused_by_file_and_offset_and_above_it_is_a
 
 #[test]
 fn a_segment_cut_short_anywhere_is_refused_by_name() {
-    let (vfs, _) = damaged_sample();
+    let (vfs, last) = damaged_sample();
     for path in vfs.files() {
         let content = vfs.content(&path).expect("there");
         for len in (0..content.len()).step_by(7) {
@@ -406,10 +406,40 @@ fn a_segment_cut_short_anywhere_is_refused_by_name() {
                 Err(error) => {
                     unreachable_error(&format!("{} cut to {len}", path.display()), &error)
                 }
-                Ok(_) => unreachable!("{} cut to {len} was accepted", path.display()),
+                // Behind the end of a sealed segment there is nothing.
+                Ok((_, records)) => {
+                    assert_eq!(check_records(&records, "cut"), last, "cut to {len}");
+                    assert!(
+                        path == segment_path(1) && len > 3000,
+                        "{} cut to {len}",
+                        path.display()
+                    );
+                }
             }
         }
     }
+}
+
+#[test]
+fn restarts_do_not_leave_reserved_space_behind() {
+    let vfs = MemVfs::new(1);
+    for n in 1..=20 {
+        let (mut journal, recovery) = open(&vfs, options(1 << 20)).expect("whole");
+        assert_eq!(
+            recovery.map(|r| r.expect("whole")).filter(|(_, r)| r.kind == ENTRY).count() as u64,
+            n - 1
+        );
+        append(&mut journal, n).expect("appended");
+        journal.sync().expect("synced");
+        vfs.kill();
+    }
+    let sizes: Vec<u64> =
+        vfs.files().iter().map(|path| vfs.content(path).expect("there").len() as u64).collect();
+    assert!(sizes.len() >= 20, "{} segments", sizes.len());
+    assert!(
+        sizes.iter().sum::<u64>() < (1 << 20) + 100_000,
+        "only the newest has reserved space: {sizes:?}"
+    );
 }
 
 #[test]

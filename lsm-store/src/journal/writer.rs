@@ -395,8 +395,14 @@ impl Journal {
         draft.file.write_all_at(&content, 0).context("write", &draft.tmp)?;
         let file = Arc::clone(&draft.file);
         let path = draft.publish()?;
-        if let Some(before) = &before {
-            Self::note_successor(before)?;
+        match &before {
+            Some(before) => Self::note_successor(before)?,
+            // The newest segment that recovery found.
+            None if self.sealed.segment > 0 => {
+                let sealed = self.dir.join(file_name(self.sealed.segment));
+                recovery::trim(&*self.vfs, &sealed, self.sealed.end)?;
+            }
+            None => {}
         }
         self.shared.add(number, epoch, path.clone(), head_end, false);
         self.tail = Some(Tail {

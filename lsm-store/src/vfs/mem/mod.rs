@@ -164,7 +164,8 @@ impl World {
 
     fn forget_unused(&mut self) {
         let Self { names, files, handles, .. } = self;
-        files.retain(|file, _| handles.contains_key(file) || names.mentions(*file));
+        let mentioned = names.mentioned();
+        files.retain(|file, _| handles.contains_key(file) || mentioned.contains(file));
     }
 
     fn end_of_process(&mut self) {

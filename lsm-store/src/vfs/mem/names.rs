@@ -290,6 +290,21 @@ impl Names {
         })
     }
 
+    /// All files for which [`Names::mentions`] holds.
+    pub(super) fn mentioned(&self) -> BTreeSet<u64> {
+        let named = |dir: &Directory| {
+            let entries = dir.live.values().chain(dir.durable.values()).copied();
+            entries.chain(dir.pending.iter().filter_map(|change| change.entry)).collect::<Vec<_>>()
+        };
+        let entries = self.dirs.values().flat_map(named);
+        entries
+            .filter_map(|entry| match entry {
+                Entry::File(file) => Some(file),
+                Entry::Dir(_) => None,
+            })
+            .collect()
+    }
+
     /// Every file with its path from the root, sorted.
     pub(super) fn files(&self) -> Vec<(std::path::PathBuf, u64)> {
         let mut files = Vec::new();
