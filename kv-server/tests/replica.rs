@@ -1,5 +1,12 @@
 //! Replicas end to end, without threads, sockets and clocks: one voter with crashes, and four.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "the lints exempt only functions marked as tests, not what they call"
+)]
+
 mod harness;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};

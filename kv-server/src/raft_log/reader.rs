@@ -77,10 +77,13 @@ impl LogReader {
 
     /// The entries of the record at `address`, and the address behind it.
     fn read(&self, address: RecordAddress) -> Result<(Vec<Entry>, RecordAddress), FetchError> {
-        let record = self.journal.read(address).map_err(|error| match error {
+        let record = self.journal.read(address).map_err(|error| {
             // A reader that was overtaken: the records it wanted are gone or not there yet.
-            Error::InvalidArgument(_) => FetchError::Unavailable,
-            error => FetchError::Storage { reason: error.to_string() },
+            if matches!(error, Error::InvalidArgument(_)) {
+                FetchError::Unavailable
+            } else {
+                FetchError::Storage { reason: error.to_string() }
+            }
         })?;
         let offset = address.offset + record_bytes(record.payload.len() as u64);
         let behind = RecordAddress { offset, ..address };

@@ -70,11 +70,11 @@ impl Model {
     fn unit(&mut self, seq: u64, rng: &mut SplitMix64) -> WriteOp {
         let mut ballot = None;
         let mut truncate_from = None;
-        if rng.next_u64() % 4 == 0 {
+        if rng.chance(1, 4) {
             self.ballot.term.0 += 1;
             self.ballot.voted_for = NodeId::new(rng.next_u64() % 4);
             ballot = Some(self.ballot);
-            if rng.next_u64() % 2 == 0 && self.last() > self.hint {
+            if rng.chance(1, 2) && self.last() > self.hint {
                 let from = self.hint + 1 + rng.next_u64() % (self.last() - self.hint);
                 truncate_from = Some(LogIndex(from));
                 self.entries.truncate(usize::try_from(from - 1).unwrap());
@@ -94,7 +94,7 @@ impl Model {
                 self.entries.push(entry);
             }
         }
-        if rng.next_u64() % 3 == 0 {
+        if rng.chance(1, 3) {
             self.hint += rng.next_u64() % (self.last() - self.hint + 1);
         }
         let commit_hint = LogIndex(self.hint);
@@ -292,16 +292,10 @@ fn damage_in_the_middle_is_refused_by_file_and_offset_and_a_torn_tail_is_cut() {
 
     let damaged = vfs.fork();
     damaged.flip(segment, first_entry, 1).unwrap();
-    match try_open(&damaged, true).unwrap_err() {
-        Error::Corruption { file, offset, .. } => {
-            assert_eq!(file, segment, "names the file");
-            assert!(
-                offset < first_entry && first_entry - offset < 200,
-                "names the place: {offset}"
-            );
-        }
-        other => panic!("{other}"),
-    }
+    let error = try_open(&damaged, true).unwrap_err();
+    let Error::Corruption { file, offset, .. } = error else { panic!("{error}") };
+    assert_eq!(file, segment, "names the file");
+    assert!(offset < first_entry && first_entry - offset < 200, "names the place: {offset}");
 
     // The last record was synced, but nothing after it says so: it cannot be told from a torn one.
     let torn = vfs.fork();

@@ -26,13 +26,13 @@ use raft_rpc::{
     SessionTag, WireError, WriteOperation, WriteRequest,
 };
 
-pub const DIR: &str = "/data";
+pub(crate) const DIR: &str = "/data";
 
-pub fn node_id(id: u64) -> NodeId {
+pub(crate) fn node_id(id: u64) -> NodeId {
     NodeId::new(id).unwrap()
 }
 
-pub fn membership(nodes: u64) -> Membership {
+pub(crate) fn membership(nodes: u64) -> Membership {
     let nodes = (1..=nodes).map(|id| {
         let info = NodeInfo {
             peer_addr: format!("127.0.0.1:{}", 4330 + id),
@@ -44,7 +44,7 @@ pub fn membership(nodes: u64) -> Membership {
     Membership::of_voters(nodes.collect::<BTreeMap<_, _>>()).unwrap()
 }
 
-pub fn config(id: u64, nodes: u64) -> ReplicaConfig {
+pub(crate) fn config(id: u64, nodes: u64) -> ReplicaConfig {
     let initial_membership = membership(nodes);
     ReplicaConfig {
         node_id: node_id(id),
@@ -62,36 +62,36 @@ pub fn config(id: u64, nodes: u64) -> ReplicaConfig {
     }
 }
 
-pub struct Node {
-    pub id: u64,
-    pub vfs: MemVfs,
-    pub config: ReplicaConfig,
-    pub parts: Option<Parts<u64>>,
-    pub boots: u64,
-    pub failure: Option<ReplicaFailure>,
+pub(crate) struct Node {
+    pub(crate) id: u64,
+    pub(crate) vfs: MemVfs,
+    pub(crate) config: ReplicaConfig,
+    pub(crate) parts: Option<Parts<u64>>,
+    pub(crate) boots: u64,
+    pub(crate) failure: Option<ReplicaFailure>,
     /// Reads whose index is known but perhaps not applied here.
     ready: Vec<(LogIndex, u64)>,
 }
 
-pub struct Cluster {
-    pub nodes: BTreeMap<u64, Node>,
-    pub now_ms: u64,
-    pub answers: BTreeMap<u64, Answer>,
+pub(crate) struct Cluster {
+    pub(crate) nodes: BTreeMap<u64, Node>,
+    pub(crate) now_ms: u64,
+    pub(crate) answers: BTreeMap<u64, Answer>,
     /// Reads that may be served, by the node that serves them.
-    pub served: BTreeMap<u64, u64>,
+    pub(crate) served: BTreeMap<u64, u64>,
     /// Links that carry nothing, as (from, to).
-    pub cut: BTreeSet<(u64, u64)>,
+    pub(crate) cut: BTreeSet<(u64, u64)>,
     wire: VecDeque<Envelope>,
     next_token: u64,
     seed: u64,
 }
 
 impl Cluster {
-    pub fn new(nodes: u64, seed: u64) -> Self {
+    pub(crate) fn new(nodes: u64, seed: u64) -> Self {
         Self::with(nodes, seed, |_config| {})
     }
 
-    pub fn with(nodes: u64, seed: u64, tune: impl Fn(&mut ReplicaConfig)) -> Self {
+    pub(crate) fn with(nodes: u64, seed: u64, tune: impl Fn(&mut ReplicaConfig)) -> Self {
         let mut cluster = Self {
             nodes: BTreeMap::new(),
             now_ms: 1,
@@ -120,19 +120,19 @@ impl Cluster {
         cluster
     }
 
-    pub fn now(&self) -> Micros {
+    pub(crate) fn now(&self) -> Micros {
         Micros(self.now_ms * 1000)
     }
 
-    pub fn node(&mut self, id: u64) -> &mut Node {
+    pub(crate) fn node(&mut self, id: u64) -> &mut Node {
         self.nodes.get_mut(&id).unwrap()
     }
 
-    pub fn parts(&mut self, id: u64) -> &mut Parts<u64> {
+    pub(crate) fn parts(&mut self, id: u64) -> &mut Parts<u64> {
         self.node(id).parts.as_mut().unwrap()
     }
 
-    pub fn start(&mut self, id: u64) -> Result<(), OpenError> {
+    pub(crate) fn start(&mut self, id: u64) -> Result<(), OpenError> {
         let now = self.now();
         let seed = self.seed;
         let node = self.node(id);
@@ -146,7 +146,7 @@ impl Cluster {
         Ok(())
     }
 
-    pub fn crash(&mut self, id: u64, policy: CrashPolicy) {
+    pub(crate) fn crash(&mut self, id: u64, policy: CrashPolicy) {
         let seed = self.now_ms;
         let node = self.node(id);
         node.parts = None;
@@ -154,11 +154,11 @@ impl Cluster {
         self.wire.retain(|envelope| envelope.to.get() != id);
     }
 
-    pub fn status(&self, id: u64) -> ReplicaStatus {
+    pub(crate) fn status(&self, id: u64) -> ReplicaStatus {
         self.nodes[&id].parts.as_ref().unwrap().consensus.status()
     }
 
-    pub fn leader(&self) -> Option<u64> {
+    pub(crate) fn leader(&self) -> Option<u64> {
         let running = self.nodes.values().filter(|node| node.parts.is_some());
         let leaders = running
             .map(|node| self.status(node.id))
@@ -166,17 +166,17 @@ impl Cluster {
         leaders.max_by_key(|status| status.term).map(|status| status.node_id.get())
     }
 
-    pub fn await_leader(&mut self) -> u64 {
+    pub(crate) fn await_leader(&mut self) -> u64 {
         assert!(self.run_until(5_000, |cluster| cluster.leader().is_some()), "no leader in 5 s");
         self.leader().unwrap()
     }
 
-    pub fn run(&mut self, ms: u64) {
+    pub(crate) fn run(&mut self, ms: u64) {
         self.run_until(ms, |_cluster| false);
     }
 
     /// Lets time pass until `done`, at most so long.
-    pub fn run_until(&mut self, ms: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
+    pub(crate) fn run_until(&mut self, ms: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
         for _ in 0..ms {
             if done(self) {
                 return true;
@@ -197,7 +197,7 @@ impl Cluster {
     }
 
     /// Lets a long time pass for nodes that are idle: jumps from deadline to deadline.
-    pub fn idle(&mut self, seconds: u64) {
+    pub(crate) fn idle(&mut self, seconds: u64) {
         let end = self.now_ms + seconds * 1000;
         while self.now_ms < end {
             self.run(1);
@@ -264,13 +264,13 @@ impl Cluster {
         self.served.extend(now_served.into_iter().map(|(_, token)| (token, id)));
     }
 
-    pub fn token(&mut self) -> u64 {
+    pub(crate) fn token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
     }
 
     /// Proposes at a node, without waiting.
-    pub fn propose(&mut self, id: u64, request: &WriteRequest) -> u64 {
+    pub(crate) fn propose(&mut self, id: u64, request: &WriteRequest) -> u64 {
         let waiter = self.token();
         let proposal = Proposal {
             command: command::encode(request),
@@ -282,13 +282,13 @@ impl Cluster {
     }
 
     /// Asks for a read index at a node, without waiting.
-    pub fn ask(&mut self, id: u64) -> u64 {
+    pub(crate) fn ask(&mut self, id: u64) -> u64 {
         let token = self.token();
         self.input(id, ConsensusInput::Read(vec![token]));
         token
     }
 
-    pub fn write(&mut self, id: u64, request: &WriteRequest) -> Answer {
+    pub(crate) fn write(&mut self, id: u64, request: &WriteRequest) -> Answer {
         let token = self.propose(id, request);
         let answered = self.run_until(3_000, |cluster| cluster.answers.contains_key(&token));
         assert!(answered, "no answer in 3 s");
@@ -296,7 +296,7 @@ impl Cluster {
     }
 
     /// A linearizable read of one key, at any node.
-    pub fn read(&mut self, id: u64, key: &str) -> Result<Option<KeyValue>, WireError> {
+    pub(crate) fn read(&mut self, id: u64, key: &str) -> Result<Option<KeyValue>, WireError> {
         let token = self.ask(id);
         let done = self.run_until(3_000, |cluster| {
             cluster.served.contains_key(&token) || cluster.answers.contains_key(&token)
@@ -307,12 +307,12 @@ impl Cluster {
         }
         match self.parts(id).state_reader.get(&get(key))? {
             Response::Value { found, .. } => Ok(found),
-            other => panic!("{other:?}"),
+            other => unexpected(&other),
         }
     }
 
     /// Everything a node has applied, by key.
-    pub fn content(&mut self, id: u64) -> BTreeMap<Bytes, Bytes> {
+    pub(crate) fn content(&mut self, id: u64) -> BTreeMap<Bytes, Bytes> {
         let request = RangeRequest {
             range: KeyRange { start: Bytes::new(), end: None },
             limit: None,
@@ -325,12 +325,16 @@ impl Cluster {
             Response::Page { items, more: false, .. } => {
                 items.into_iter().map(|item| (item.key, item.value)).collect()
             }
-            other => panic!("{other:?}"),
+            other => unexpected(&other),
         }
     }
 }
 
-pub fn get(key: &str) -> GetRequest {
+fn unexpected<T>(response: &Response) -> T {
+    panic!("{response:?}")
+}
+
+pub(crate) fn get(key: &str) -> GetRequest {
     GetRequest {
         key: Bytes::copy_from_slice(key.as_bytes()),
         revision: None,
@@ -338,7 +342,7 @@ pub fn get(key: &str) -> GetRequest {
     }
 }
 
-pub fn put(key: &str, value: &str) -> WriteRequest {
+pub(crate) fn put(key: &str, value: &str) -> WriteRequest {
     let operation = WriteOperation::Put {
         key: Bytes::copy_from_slice(key.as_bytes()),
         value: Bytes::copy_from_slice(value.as_bytes()),
@@ -348,11 +352,11 @@ pub fn put(key: &str, value: &str) -> WriteRequest {
     WriteRequest { tag: None, operation }
 }
 
-pub fn tagged(mut request: WriteRequest, session: u64, sequence: u64) -> WriteRequest {
+pub(crate) fn tagged(mut request: WriteRequest, session: u64, sequence: u64) -> WriteRequest {
     request.tag = Some(SessionTag { session, sequence, lowest_unacknowledged: 1 });
     request
 }
 
-pub fn register() -> WriteRequest {
+pub(crate) fn register() -> WriteRequest {
     WriteRequest { tag: None, operation: WriteOperation::RegisterSession }
 }
