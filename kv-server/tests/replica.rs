@@ -15,7 +15,7 @@ use bytes::Bytes;
 use harness::{Cluster, DIR, config, put, register, tagged};
 use kv_server::{
     identity::IdentityError,
-    replica::{self, Executor, OpenError, Parts, ReplicaConfig, ReplicaFailure},
+    replica::{self, ConsensusInput, Executor, OpenError, Parts, ReplicaConfig, ReplicaFailure},
 };
 use lsm_store::{
     rng::SplitMix64,
@@ -345,6 +345,58 @@ fn an_idle_store_is_flushed_so_that_the_next_start_replays_nothing() {
     cluster.start(1).unwrap();
     assert_eq!(cluster.parts(1).report.replayed, 0, "nothing to replay");
     assert_eq!(cluster.content(1).len(), 5, "everything is there");
+}
+
+#[test]
+fn an_idle_store_with_open_sessions_is_flushed_with_the_next_tick() {
+    let mut cluster = Cluster::new(1, 2);
+    cluster.await_leader();
+    let Ok(Response::Session { id: session }) = cluster.write(1, &register()) else {
+        panic!("no session")
+    };
+    let first = cluster.write(1, &tagged(put("a", "1"), session, 1));
+    cluster.idle(45);
+    let applied = cluster.parts(1).applier.applied();
+    assert!(applied.durable > LogIndex(2), "session and write are in tables: {applied:?}");
+    cluster.crash(1, CrashPolicy::LOSE_UNSYNCED);
+    cluster.start(1).unwrap();
+    cluster.await_leader();
+    assert_eq!(cluster.write(1, &tagged(put("a", "1"), session, 1)), first, "the first reply");
+    cluster.idle(300);
+    let later = cluster.parts(1).applier.applied();
+    assert!(later.durable < later.index, "ticks alone do not flush again and again: {later:?}");
+}
+
+/// RAFT B35, across a restart: the follower's name for a read must not come again.
+#[test]
+fn a_read_index_for_a_read_before_the_restart_does_not_confirm_one_after_it() {
+    let mut cluster = Cluster::new(3, 12);
+    let leader = cluster.await_leader();
+    written(cluster.write(leader, &put("a", "old")));
+    cluster.run(200);
+    let follower = leader % 3 + 1;
+    cluster.held_read_replies = Some(Vec::new());
+    cluster.ask(follower);
+    cluster.run(50);
+    let replies = cluster.held_read_replies.take().unwrap();
+    assert_eq!(replies.len(), 1, "the leader has answered");
+
+    cluster.crash(follower, CrashPolicy::LOSE_UNSYNCED);
+    for other in (1..=3).filter(|id| *id != follower) {
+        cluster.cut.extend([(other, follower), (follower, other)]);
+    }
+    written(cluster.write(leader, &put("a", "new")));
+    cluster.start(follower).unwrap();
+    cluster.cut.remove(&(leader, follower));
+    cluster.run(200);
+    cluster.cut.insert((leader, follower));
+    let token = cluster.ask(follower);
+    cluster.run(2);
+    for reply in replies {
+        cluster.input(follower, ConsensusInput::Message(reply));
+    }
+    cluster.run(100);
+    assert!(!cluster.served.contains_key(&token), "an old answer confirmed a new read");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use kv_server::{
     state_machine::command,
 };
 use lsm_store::vfs::{CrashPolicy, MemVfs, Vfs};
-use raft_core::{Envelope, LogIndex, Membership, Micros, NodeId, NodeInfo, RoleKind};
+use raft_core::{Envelope, LogIndex, Membership, Message, Micros, NodeId, NodeInfo, RoleKind};
 use raft_rpc::{
     Condition, Consistency, GetRequest, KeyRange, KeyValue, Projection, RangeRequest, Response,
     SessionTag, WireError, WriteOperation, WriteRequest,
@@ -81,6 +81,8 @@ pub(crate) struct Cluster {
     pub(crate) served: BTreeMap<u64, u64>,
     /// Links that carry nothing, as (from, to).
     pub(crate) cut: BTreeSet<(u64, u64)>,
+    /// While set, answers to questions for a read index are kept here instead of delivered.
+    pub(crate) held_read_replies: Option<Vec<Envelope>>,
     wire: VecDeque<Envelope>,
     next_token: u64,
     seed: u64,
@@ -98,6 +100,7 @@ impl Cluster {
             answers: BTreeMap::new(),
             served: BTreeMap::new(),
             cut: BTreeSet::new(),
+            held_read_replies: None,
             wire: VecDeque::new(),
             next_token: 0,
             seed,
@@ -184,6 +187,12 @@ impl Cluster {
             self.now_ms += 1;
             for envelope in std::mem::take(&mut self.wire) {
                 let link = (envelope.from.get(), envelope.to.get());
+                if let (Some(held), Message::ReadIndexReply { .. }) =
+                    (&mut self.held_read_replies, &envelope.msg)
+                {
+                    held.push(envelope);
+                    continue;
+                }
                 if !self.cut.contains(&link) && self.nodes[&link.1].parts.is_some() {
                     self.input(link.1, ConsensusInput::Message(envelope));
                 }
@@ -211,7 +220,7 @@ impl Cluster {
         }
     }
 
-    fn input(&mut self, id: u64, input: ConsensusInput<u64>) {
+    pub(crate) fn input(&mut self, id: u64, input: ConsensusInput<u64>) {
         let now = self.now();
         self.parts(id).consensus.handle(now, input);
     }
