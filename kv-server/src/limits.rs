@@ -10,6 +10,9 @@ use raft_rpc::{
 /// Longest key, in bytes. Not a setting: it is part of the data model.
 pub const KEY_BYTES_MAX: usize = 4096;
 
+/// No setting allows a longer value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 16 << 20;
+
 /// Limits on what clients send and on what may wait. What may wait in bytes is a limit of consensus
 /// (`raft_core::Config::max_unapplied_bytes`).
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -93,6 +93,14 @@ impl LogWriter {
         self.journal.note_durable()
     }
 
+    /// Makes the log say, durably, that all of it is: for an orderly stop.
+    ///
+    /// # Errors
+    /// As [`LogWriter::note_durable`].
+    pub fn close(self) -> Result<(), Error> {
+        self.journal.close()
+    }
+
     /// Forces the first segment, with its head record, onto the disk.
     pub(super) fn format(&mut self) -> Result<(), Error> {
         self.append(&WriteOp {

@@ -256,8 +256,8 @@ impl<W> Consensus<W> {
         } else if self.waiting_proposals() >= self.limits.waiting_proposals_max {
             Some(self.overloaded())
         } else {
-            let decoded = command::decode(proposal.command.clone());
-            decoded.err().map(|error| WireError::BadInput { reason: error.to_string() })
+            let valid = command::validate(proposal.command.clone());
+            valid.err().map(|error| WireError::BadInput { reason: error.to_string() })
         };
         match refusal {
             Some(error) => self.refused.push((proposal.waiter, error)),

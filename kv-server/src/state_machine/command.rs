@@ -22,6 +22,8 @@
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use raft_rpc::{Condition, KeyRange, SessionTag, WriteOperation, WriteRequest};
 
+use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+
 /// The version of commands this program writes, and the newest it applies.
 pub const COMMAND_VERSION: u8 = 1;
 
@@ -180,6 +182,31 @@ pub(crate) fn is_tick(body: &[u8]) -> bool {
 pub fn decode_stamped(mut body: Bytes) -> Result<(u64, Command), CommandError> {
     let stamp = get_u64(&mut body, "cluster time")?;
     Ok((stamp, decode(body)?))
+}
+
+/// Checks that every node can apply a command: before it is logged, whoever encoded it. A command that
+/// the state machine or the engine refuses would stop all nodes.
+///
+/// # Errors
+/// [`CommandError`]: what is wrong with the bytes, or which field is beyond the limits of the data model
+/// (not those of a node's settings).
+pub fn validate(bytes: Bytes) -> Result<(), CommandError> {
+    let check_key = |key: &Bytes| match key.len() {
+        1..=KEY_BYTES_MAX => Ok(()),
+        _ => Err(CommandError::Malformed { field: "key: 1 to 4,096 bytes" }),
+    };
+    let check_value = |value: &Bytes| match value.len() {
+        0..=VALUE_BYTES_MAX => Ok(()),
+        _ => Err(CommandError::Malformed { field: "value: at most 16 MiB" }),
+    };
+    match decode(bytes)?.operation {
+        Operation::RegisterSession | Operation::Tick | Operation::DeleteRange { .. } => Ok(()),
+        Operation::Put { key, value, condition: _ } => {
+            check_key(&key)?;
+            check_value(&value)
+        }
+        Operation::Delete { key, condition: _ } => check_key(&key),
+    }
 }
 
 /// Reads a command.
@@ -384,6 +411,23 @@ mod tests {
         assert_eq!(stamp_of(&body), Some(1234), "the stamp can be read alone");
         let (stamp, read) = decode_stamped(body).unwrap();
         assert_eq!((stamp, read), (1234, decode(command).unwrap()), "nothing is lost");
+    }
+
+    #[test]
+    fn what_the_engine_would_refuse_is_refused_before_it_is_logged() {
+        let put = |key: usize, value: usize| {
+            let operation = WriteOperation::Put {
+                key: Bytes::from(vec![0; key]),
+                value: Bytes::from(vec![0; value]),
+                condition: Condition::Always,
+                return_previous: false,
+            };
+            validate(encode(&WriteRequest { tag: None, operation }))
+        };
+        assert_eq!(put(KEY_BYTES_MAX, VALUE_BYTES_MAX), Ok(()), "the largest");
+        assert!(put(0, 0).is_err(), "an empty key");
+        assert!(put(KEY_BYTES_MAX + 1, 0).is_err(), "a key too long");
+        assert!(put(1, VALUE_BYTES_MAX + 1).is_err(), "a value too long");
     }
 
     #[test]

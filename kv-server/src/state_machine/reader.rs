@@ -7,7 +7,7 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use lsm_store::{Error, SequenceNumber, Store, View};
+use lsm_store::{Error, Iter, SequenceNumber, Store, View};
 use raft_core::LogIndex;
 use raft_rpc::{GetRequest, KeyRange, KeyValue, Projection, RangeRequest, Response, WireError};
 
@@ -87,23 +87,18 @@ impl StateReader {
         let at = self.at(request.revision)?;
         let limit = request.limit.unwrap_or(u64::MAX);
         let mut iter = self.iter(&at.view, &request.range)?;
-        let mut advance = |first: bool| {
-            match (request.reverse, first) {
+        let advance = |iter: &mut Iter, first: bool| {
+            let moved = match (request.reverse, first) {
                 (false, true) => iter.seek_to_first(),
                 (false, false) => iter.next(),
                 (true, true) => iter.seek_to_last(),
                 (true, false) => iter.prev(),
-            }
-            .map(|there| {
-                there.then(|| {
-                    (Bytes::copy_from_slice(iter.key()), iter.value_bytes(), iter.sequence().0)
-                })
-            })
-            .map_err(|error| self.storage(&error))
+            };
+            moved.map_err(|error| self.storage(&error))
         };
         if request.projection == Projection::Count {
             let mut count = 0;
-            while count < limit && advance(count == 0)?.is_some() {
+            while count < limit && advance(&mut iter, count == 0)? {
                 count += 1;
             }
             return Ok(Response::Count { revision: at.revision, count });
@@ -111,16 +106,18 @@ impl StateReader {
         let mut items: Vec<KeyValue> = Vec::new();
         let mut bytes = 0;
         let mut more = false;
-        while let Some((key, row, sequence)) = advance(items.is_empty())? {
+        while advance(&mut iter, items.is_empty())? {
             let full = bytes > 0 && bytes >= self.page_bytes_max;
             if full || items.len() >= self.page_items_max || items.len() as u64 >= limit {
                 more = true;
                 break;
             }
-            let mut row = Row::decode(&row, sequence).map_err(|error| self.storage(&error))?;
+            let mut row = Row::decode(&iter.value_bytes(), iter.sequence().0)
+                .map_err(|error| self.storage(&error))?;
             if request.projection == Projection::KeysOnly {
                 row.value = Bytes::new();
             }
+            let key = Bytes::copy_from_slice(iter.key());
             bytes += key.len() + row.value.len() + ITEM_OVERHEAD_BYTES;
             items.push(row.key_value(key));
         }
@@ -167,7 +164,7 @@ impl StateReader {
         }
     }
 
-    fn iter(&self, view: &View, range: &KeyRange) -> Result<lsm_store::Iter, WireError> {
+    fn iter(&self, view: &View, range: &KeyRange) -> Result<Iter, WireError> {
         let (lower, upper) = bounds(range);
         view.iter(DATA, lower, upper).map_err(|error| self.storage(&error))
     }
