@@ -518,19 +518,20 @@ fn a_command_of_the_next_version_stops_the_state_machine_by_name() {
 fn history_below_the_floor_is_refused_by_naming_the_floor() {
     let vfs = MemVfs::new(1);
     let mut applier = open(&vfs, 1, 4 << 20);
-    let put = Logged {
-        stamp_ms: 0,
-        request: Some(WriteRequest {
-            tag: None,
-            operation: WriteOperation::Put {
-                key: Bytes::from_static(b"k"),
-                value: Bytes::from_static(b"v"),
-                condition: Condition::Always,
-                return_previous: false,
-            },
-        }),
+    let put = |tag| {
+        let operation = WriteOperation::Put {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::from_static(b"v"),
+            condition: Condition::Always,
+            return_previous: true,
+        };
+        Logged { stamp_ms: 0, request: Some(WriteRequest { tag, operation }) }
     };
-    let log = vec![put; 110_000];
+    let register = WriteRequest { tag: None, operation: WriteOperation::RegisterSession };
+    let first = SessionTag { session: 1, sequence: 1, lowest_unacknowledged: 1 };
+    let mut log = vec![Logged { stamp_ms: 0, request: Some(register) }, put(Some(first))];
+    log.resize(110_001, put(None));
+    log[110_000] = put(Some(first));
     let get = |reader: &StateReader, revision| {
         reader.get(&GetRequest {
             key: Bytes::from_static(b"k"),
@@ -539,8 +540,8 @@ fn history_below_the_floor_is_refused_by_naming_the_floor() {
         })
     };
     let mut next = 1;
-    while next < 109_999 {
-        let count = 2000.min(109_999 - next);
+    while next < 110_000 {
+        let count = 2000.min(110_000 - next);
         apply(&mut applier, &log, next, count).unwrap();
         next += count;
     }
@@ -551,4 +552,10 @@ fn history_below_the_floor_is_refused_by_naming_the_floor() {
     let refused = Err(WireError::Compacted { requested: 9_999, oldest: 10_000 });
     assert_eq!(get(&reader, 9_999), refused, "below the floor");
     assert!(get(&reader, 10_000).is_ok(), "at the floor");
+
+    // A retry of the first write: it was applied, but what was there before is gone.
+    let (_, answer) = apply(&mut applier, &log, next + 1, 1).unwrap().remove(0);
+    let Err(WireError::OutcomeUnknown { reason, .. }) = answer else { panic!("{answer:?}") };
+    assert!(reason.starts_with("applied at revision 2"), "{reason}");
+    assert_eq!(reader.applied().revision, 110_000, "and not applied again");
 }
