@@ -144,22 +144,18 @@ impl Store {
         check_extra(&position.extra)?;
         let inner = self.inner();
         let mut state = inner.state.lock();
-        check_no_run(&state)?;
-        state.check_writable()?;
-        let last = inner.visible.load().position.index;
-        if position.index <= last {
-            return Err(Error::AlreadyApplied { what: "position", asked: position.index, last });
-        }
+        inner.check_next(&state, position.index)?;
         if inner.freeze_is_due(&state.active) {
             state = self.wait_for_room(state)?;
-            check_no_run(&state)?;
+            // The lock was given up meanwhile.
+            inner.check_next(&state, position.index)?;
             inner.freeze(&mut state);
             if inner.executor == Executor::Inline {
                 drop(state);
                 // A failed job is recorded, and tried again at the next freeze.
                 let _recorded = inner.work_inline().is_err();
                 state = inner.state.lock();
-                state.check_writable()?;
+                inner.check_next(&state, position.index)?;
             } else {
                 inner.ring_flush();
             }
@@ -227,10 +223,10 @@ impl Store {
         let mut state = inner.state.lock();
         while state.durable.index < target {
             state.check_writable()?;
-            let failed = state.flush_failures > failures;
-            if failed || inner.changed.wait_until(&mut state, deadline).timed_out() {
+            if state.flush_failures > failures || Instant::now() >= deadline {
                 return Err(state.stalled(Some(since)));
             }
+            let _timed_out = inner.changed.wait_until(&mut state, deadline).timed_out();
         }
         Ok(state.durable.clone())
     }
@@ -412,6 +408,19 @@ impl Store {
     pub(crate) fn check_partition(&self, partition: PartitionId) -> Result<()> {
         let known = partition.slot() < self.inner().options.partitions.len();
         if known { Ok(()) } else { Err(unknown(partition)) }
+    }
+}
+
+impl Inner {
+    /// Whether a run may begin that moves the store to `index`.
+    fn check_next(&self, state: &State, index: u64) -> Result<()> {
+        check_no_run(state)?;
+        state.check_writable()?;
+        let last = self.visible.load().position.index;
+        if index <= last {
+            return Err(Error::AlreadyApplied { what: "position", asked: index, last });
+        }
+        Ok(())
     }
 }
 
