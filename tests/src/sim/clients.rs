@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use kv_server::replica::Answer;
 use raft_rpc::{
     Consistency, Request, Response, SessionTag, WireError, WriteOperation, WriteRequest,
 };
@@ -16,6 +17,9 @@ use super::plan::Plan;
 use super::world::{Call, Event, Reply, World};
 use crate::history::{ClientId, Operation, OperationId, Outcome};
 use crate::workload::Workload;
+
+/// In microseconds.
+const SECOND: u64 = 1_000_000;
 
 /// Stands for the caller of [`World::execute`].
 const PROBE: usize = usize::MAX;
@@ -256,7 +260,9 @@ impl World {
 
     pub(super) fn reply(&mut self, call: &Call, reply: Reply) {
         if call.client == PROBE {
-            self.probe = Some(reply);
+            if call.attempt == self.probe_attempt {
+                self.probe = Some(reply);
+            }
             return;
         }
         // An answer to an attempt that was given up is no longer heard.
@@ -364,40 +370,63 @@ impl World {
         self.schedule(delay, Event::Lane { client: number, lane, serial });
     }
 
-    /// Executes one request at a node, outside the clients' lanes, trying again for `micros`; it is part
-    /// of the history. A write that may have reached a log is not tried again.
+    /// Sends a request to a node, outside the clients' lanes and the history; the answer comes to
+    /// [`World::take_answer`]. One at a time.
+    pub fn post(&mut self, node: usize, request: &Request) {
+        self.probe = None;
+        self.attempts += 1;
+        let floor = self.checkers.acknowledged();
+        let attempt = self.attempts;
+        self.probe_attempt = attempt;
+        let call = Call { client: PROBE, lane: 0, attempt, request: request.clone(), floor };
+        self.schedule(0, Event::Request { node, call: Box::new(call) });
+    }
+
+    /// The answer to [`World::post`], once it is there; a broken connection is an unknown outcome.
+    pub fn take_answer(&mut self) -> Option<Answer> {
+        let node = u64::MAX;
+        match self.probe.take()? {
+            Reply::Answered(answer, index) => {
+                if let (Ok(_), Some(index)) = (&answer, index) {
+                    self.checkers.acknowledge(index);
+                }
+                Some(answer)
+            }
+            Reply::ConnectionRefused => Some(Err(WireError::NoLeader { node })),
+            Reply::ConnectionLost => {
+                let reason = "the connection broke".to_owned();
+                Some(Err(WireError::OutcomeUnknown { node, reason }))
+            }
+        }
+    }
+
+    /// Sends a request to a node and waits for at most `micros`; `None` if nothing came back.
+    pub fn ask(&mut self, node: usize, request: &Request, micros: u64) -> Option<Answer> {
+        self.post(node, request);
+        self.run_until(micros, |world| world.probe.is_some());
+        self.take_answer()
+    }
+
+    /// Executes one request at a node and records it in the history, trying again for `micros`. A write that
+    /// may have reached a log is not tried again.
     pub fn execute(&mut self, node: usize, request: &Request, micros: u64) -> Option<Response> {
         let id = self.history.invoke(ClientId(u32::MAX), request.clone());
-        let floor = self.checkers.acknowledged();
         let deadline = self.now + micros;
         while self.now < deadline && self.failure.is_none() {
-            self.probe = None;
-            self.attempts += 1;
-            let call = Call {
-                client: PROBE,
-                lane: 0,
-                attempt: self.attempts,
-                request: request.clone(),
-                floor,
-            };
-            self.schedule(0, Event::Request { node, call: Box::new(call) });
-            self.run_until(deadline - self.now, |world| world.probe.is_some());
-            match self.probe.take() {
-                Some(Reply::Answered(Ok(response), index)) => {
-                    if let Some(index) = index {
-                        self.checkers.acknowledge(index);
-                    }
+            let writes = matches!(request, Request::Write(_));
+            match self.ask(node, request, SECOND.min(deadline - self.now)) {
+                Some(Ok(response)) => {
                     self.history.answer(id, response.clone());
                     return Some(response);
                 }
-                Some(Reply::Answered(Err(error), _)) => {
+                Some(Err(error)) => {
                     self.trace.line(self.now, || format!("probe at node {node}: {error}"));
-                    if matches!(request, Request::Write(_)) && is_uncertain(&error, false) {
+                    if writes && is_uncertain(&error, false) {
                         return None;
                     }
                 }
-                Some(Reply::ConnectionRefused) => {}
-                Some(Reply::ConnectionLost) | None => return None,
+                None if writes => return None,
+                None => {}
             }
             self.run_for(20_000);
         }

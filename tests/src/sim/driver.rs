@@ -128,6 +128,7 @@ impl World {
 
     /// I22: what may wait is bounded.
     fn check_bounds(&mut self, node: usize, status: &kv_server::replica::ReplicaStatus) {
+        self.waiting_writes_max = self.waiting_writes_max.max(status.waiting_proposals);
         let limits = Limits::default();
         let reads_max = limits.waiting_reads_max.max(self.plan.raft.max_waiting_reads);
         if status.waiting_proposals > limits.waiting_proposals_max

@@ -34,9 +34,7 @@ pub mod world;
 use std::fmt;
 
 use raft_core::RoleKind;
-use raft_rpc::{
-    Condition, Consistency, GetRequest, Request, Response, WriteOperation, WriteRequest,
-};
+use raft_rpc::{Condition, Consistency, GetRequest, Request, WriteOperation, WriteRequest};
 
 use self::plan::Plan;
 use self::random::Random;
@@ -188,12 +186,21 @@ pub fn settle(world: &mut World) {
         world.fail("L2: everything is well again, but clients get no answer".to_owned());
     }
     for node in 0..world.node_count() {
-        let value = format!("fresh-{node}");
-        let request = put("fresh", &value);
-        let Some(Response::Written { .. }) = world.execute(node, &request, PATIENCE) else {
+        // A sync may have failed just before everything was well again: the node notices now, and starts
+        // once more.
+        let deadline = world.now() + PATIENCE;
+        let mut written = None;
+        for attempt in 0.. {
+            if written.is_some() || world.now() >= deadline || world.failure.is_some() {
+                break;
+            }
+            let request = put("fresh", &format!("fresh-{node}-{attempt}"));
+            written = world.execute(node, &request, PATIENCE);
+        }
+        if written.is_none() {
             world.fail(format!("L2: everything is well again, but node {node} takes no write"));
             return;
-        };
+        }
         let read = world.execute((node + 1) % world.node_count(), &get("fresh"), PATIENCE);
         // What it finds is for the checkers to judge.
         if read.is_none() {

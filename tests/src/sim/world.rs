@@ -241,8 +241,11 @@ pub struct World {
     /// The first thing that did not hold.
     pub failure: Option<String>,
     pub(super) faults_on: bool,
-    /// What [`World::execute`] was told.
+    /// What [`World::post`] was told.
     pub(super) probe: Option<Reply>,
+    pub(super) probe_attempt: u64,
+    /// The most writes that waited at one node at a time.
+    pub waiting_writes_max: usize,
 }
 
 impl World {
@@ -273,6 +276,8 @@ impl World {
             failure: None,
             faults_on: false,
             probe: None,
+            probe_attempt: 0,
+            waiting_writes_max: 0,
         }
     }
 
@@ -303,6 +308,11 @@ impl World {
     #[must_use]
     pub fn disk(&self, node: usize) -> &MemVfs {
         &self.nodes[node].disk
+    }
+
+    /// A disk takes so many times as long as usual.
+    pub fn set_disk_slowness(&mut self, node: usize, times: u64) {
+        self.nodes[node].disk_slowness = times;
     }
 
     /// What a node says of itself, if it is up.
