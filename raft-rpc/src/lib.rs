@@ -68,5 +68,5 @@ pub use kv::*;
 pub use link::*;
 pub use peer::*;
 pub use raft_core::NodeId;
-pub use serve::serve;
+pub use serve::{AnswerDelay, DELIVER_ANSWER_DELAY, serve, serve_with_delay};
 pub use transport::*;

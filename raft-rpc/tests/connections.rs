@@ -359,6 +359,36 @@ async fn a_huge_length_and_garbage_end_the_connection_with_a_reason() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn held_back_answers_leave_together_or_when_their_time_has_come() {
+    let (mut a, b) = pair();
+    let (sink, _delivered) = mpsc::channel(64);
+    let delay = Some(AnswerDelay { count: 3, time: Duration::from_millis(25) });
+    let overloaded = |_: &PeerRequest| None;
+    let served = tokio::spawn(async move {
+        let transport = server_transport(b, LIMIT);
+        let never = std::future::pending();
+        drop(
+            serve_with_delay(transport, Recorder(sink).serve(), 64, overloaded, delay, never).await,
+        );
+    });
+    // An empty batch: kind, id, time left, variant 0, no messages.
+    let request = [15, 0, 0, 0, 1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    const ANSWER_BYTES: usize = 4 + 9 + 1;
+    let begun = tokio::time::Instant::now();
+    let mut answers = [0; 3 * ANSWER_BYTES];
+    for _ in 0..3 {
+        a.write_all(&request).await.expect("there is room");
+    }
+    a.read_exact(&mut answers).await.expect("answered");
+    assert_eq!(begun.elapsed(), Duration::ZERO, "the third takes the others with it");
+    a.write_all(&request).await.expect("there is room");
+    a.read_exact(&mut answers[..ANSWER_BYTES]).await.expect("answered");
+    let waited = begun.elapsed().as_millis();
+    assert!((25..=27).contains(&waited), "held back for {waited} ms");
+    served.abort();
+}
+
 /// A peer that records what is delivered.
 #[derive(Clone)]
 struct Recorder(mpsc::Sender<Vec<Envelope>>);

@@ -4,8 +4,9 @@ use std::{io, sync::Arc, time::Duration};
 
 use raft_core::NodeId;
 use raft_rpc::{
-    Forward as _, FrameError, HandshakeError, Hello, InProcessListener, Io, Kv as _, Link,
-    Peer as _, Port, Purpose, Refusal, handshake, serve, server_transport, tcp_io,
+    DELIVER_ANSWER_DELAY, Forward as _, FrameError, HandshakeError, Hello, InProcessListener, Io,
+    Kv as _, Link, Peer as _, Port, Purpose, Refusal, handshake, serve, serve_with_delay,
+    server_transport, tcp_io,
 };
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
@@ -168,7 +169,16 @@ impl Acceptor {
                 }
                 let transport = server_transport(io, self.peer_frame_bytes);
                 let service = PeerService::new(Arc::clone(&self.shared), from);
-                serve(transport, service.serve(), DELIVERIES_MAX, overloaded_peer, stop).await
+                let delay = Some(DELIVER_ANSWER_DELAY);
+                serve_with_delay(
+                    transport,
+                    service.serve(),
+                    DELIVERIES_MAX,
+                    overloaded_peer,
+                    delay,
+                    stop,
+                )
+                .await
             }
             (Purpose::Forward, Some(_from)) => {
                 let transport = server_transport(io, self.peer_frame_bytes);
