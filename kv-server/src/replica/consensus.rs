@@ -11,9 +11,6 @@
 //!    of a message.
 //! 3. Proposals and reads that came in since the last flush become one batch each: a thousand puts cost
 //!    one allocation for their entries, one log write and one message per follower.
-//!
-//! Tickets begin at a random number in each boot, because a follower's ticket travels to the leader as the
-//! name of its read: a late answer from before a restart must not confirm a new read (RAFT B35).
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -28,7 +25,6 @@ use raft_core::{
 use raft_rpc::WireError;
 
 use crate::{
-    identity::boot_seed,
     limits::Limits,
     replica::{
         Applied, ApplyDone, ApplyJob, ConsensusInput, FetchDone, FetchError, FetchJob, LogDone,
@@ -87,7 +83,6 @@ pub(crate) struct ConsensusParts {
     pub(crate) cluster_time_ms: u64,
     /// Bytes of the log between the engine's durable position and the applied index.
     pub(crate) replayed_bytes: u64,
-    pub(crate) seed: u64,
 }
 
 impl<W> Consensus<W> {
@@ -113,7 +108,7 @@ impl<W> Consensus<W> {
             role,
             role_changes: 0,
             applied,
-            next_ticket: boot_seed(parts.seed, node_id, "tickets") >> 1,
+            next_ticket: 0,
             queued: Vec::new(),
             queued_reads: Vec::new(),
             proposed: VecDeque::new(),

@@ -204,7 +204,6 @@ pub fn open<W>(
             applied,
             cluster_time_ms: cluster_time_ms.max(applied.cluster_time_ms),
             replayed_bytes,
-            seed,
         },
         now,
     );

@@ -19,7 +19,10 @@
 //! 2. A run is visible to readers before its callers are answered.
 //! 3. After a failure consensus takes nothing more; its callers learn that the outcome is unknown.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use raft_core::{Envelope, Message, NodeId};
 use raft_rpc::{Link, WireError};
@@ -220,16 +223,33 @@ impl ConsensusThread {
     }
 }
 
-/// The log thread: everything that waits is one append and one sync.
+/// How long the log has to be idle before it notes on disk how far it is durable.
+const LOG_IDLE: Duration = Duration::from_millis(100);
+
+/// The log thread: everything that waits is one append and one sync. When idle, and at the end, it notes
+/// how far the log is durable, so that later damage to its last records is not taken for a torn tail.
 pub(crate) fn run_log(shared: &Shared, jobs: &Inbox<LogJob>, mut log: LogWriter) {
     let mut taken = Vec::new();
-    while jobs.take(&mut taken, None) == Taken::Open {
+    let mut idle_at = None;
+    while jobs.take(&mut taken, idle_at) == Taken::Open {
+        if taken.is_empty() {
+            idle_at = None;
+            if let Err(error) = log.note_durable() {
+                shared.inbox.push(Work::LogDone(LogDone::Failed { reason: error.to_string() }));
+                return;
+            }
+            continue;
+        }
         let done = log.handle(std::mem::take(&mut taken));
+        idle_at = Some(Instant::now() + LOG_IDLE);
         let failed = matches!(done, LogDone::Failed { .. });
         shared.inbox.push(Work::LogDone(done));
         if failed {
-            break;
+            return;
         }
+    }
+    if let Err(error) = log.close() {
+        tracing::warn!(%error, "the last note of the log failed; what was acknowledged is on disk");
     }
 }
 
