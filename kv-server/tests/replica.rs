@@ -530,7 +530,7 @@ fn a_command_of_the_next_version_is_refused_before_it_reaches_the_log() {
     let proposal =
         replica::Proposal { command: Bytes::from(command), return_previous: false, waiter };
     let now = cluster.now();
-    cluster.parts(1).consensus.handle(now, replica::ConsensusInput::Propose(vec![proposal]));
+    cluster.parts(1).consensus.handle(now, ConsensusInput::Propose(vec![proposal]));
     cluster.run(2);
     let told = cluster.answers.remove(&waiter);
     let Some(Err(WireError::BadInput { reason })) = told else { panic!("{told:?}") };
