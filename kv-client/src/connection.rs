@@ -45,6 +45,12 @@ const BATCH_REQUESTS_MAX: usize = 512;
 /// Bytes of keys and values in a batch, but always at least one request. Small beside the frame
 /// limit, and small enough that a batch does not hold up the next one for long.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Bytes of answers that a batch of reads should not exceed. A node answers a batch in one frame
+/// and from memory; how much that will be is estimated from the batches before.
+const READ_ANSWER_BYTES: usize = 4 << 20;
+/// Reads in the first batch, before anything is known: with the largest values of a default
+/// configuration still half a frame.
+const READ_BATCH_FIRST: usize = 16;
 /// Requests in a batch whose answers may be a page of 1 MiB each: together below the frame limit.
 const BATCH_PAGES_MAX: usize = 16;
 /// Batches of one lane under way: while one is on the wire and one is being worked on, the next
@@ -203,6 +209,7 @@ impl Link {
             queues: [write_jobs, read_jobs, stale_jobs],
             held: [Vec::new(), Vec::new(), Vec::new()],
             last_batch: [0; 3],
+            read_batch_max: READ_BATCH_FIRST,
             control: control_jobs,
             held_control: None,
             shared: Arc::clone(&shared),
@@ -269,6 +276,8 @@ struct Task {
     /// Taken from a queue, not yet in a batch: at most [`BATCH_REQUESTS_MAX`] per lane.
     held: [Vec<Job>; 3],
     last_batch: [usize; 3],
+    /// How many reads may go in one batch now.
+    read_batch_max: usize,
     control: mpsc::Receiver<StatusJob>,
     held_control: Option<StatusJob>,
     shared: Arc<LinkShared>,
@@ -551,13 +560,17 @@ impl Task {
     /// The next batch of what is held of a lane, up to the limits of a batch. Jobs whose callers
     /// have given up are left out.
     fn next_batch(&mut self, lane: Lane) -> Option<Call> {
+        let longest = match lane {
+            Lane::Write => BATCH_REQUESTS_MAX,
+            Lane::Read | Lane::Stale => self.read_batch_max,
+        };
         let held = &mut self.held[lane.number()];
         let now = Instant::now();
         while !held.is_empty() {
             let mut requests = Vec::with_capacity(held.len());
             let mut replies = Vec::with_capacity(held.len());
             let mut timeout = Duration::ZERO;
-            for job in held.drain(..batch_length(held)) {
+            for job in held.drain(..batch_length(held, longest)) {
                 if job.reply.is_closed() || !job.ticket.take() {
                     continue;
                 }
@@ -580,12 +593,21 @@ impl Task {
         None
     }
 
+    /// Fits the size of the next batches of reads to what came back: at once to fewer, by and by to
+    /// more.
+    fn learn_sizes(&mut self, answers: &[Answer]) {
+        let bytes: usize = answers.iter().map(answer_bytes).sum();
+        let mean = bytes / answers.len().max(1);
+        let fitting = (READ_ANSWER_BYTES / mean.max(1)).clamp(1, BATCH_REQUESTS_MAX);
+        self.read_batch_max = fitting.min(self.read_batch_max * 2);
+    }
+
     /// Hands the result of a call to those who wait for it.
     ///
     /// # Errors
     /// The connection can't go on, and why.
     fn finish(
-        &self,
+        &mut self,
         done: Done,
         in_flight: &mut [usize; 3],
         pinging: &mut bool,
@@ -596,6 +618,9 @@ impl Task {
                 match result {
                     Ok(answers) if answers.len() == replies.len() => {
                         self.shared.batches_answered.fetch_add(1, Ordering::Relaxed);
+                        if lane != Lane::Write {
+                            self.learn_sizes(&answers);
+                        }
                         for (reply, answer) in replies.into_iter().zip(answers) {
                             // A caller that is gone does not want its answer.
                             drop(reply.send(answer));
@@ -646,10 +671,10 @@ impl Task {
 }
 
 /// How many of the waiting jobs make a batch: at least one.
-fn batch_length(held: &[Job]) -> usize {
+fn batch_length(held: &[Job], longest: usize) -> usize {
     let (mut bytes, mut pages) = (0, 0);
     let mut length = 0;
-    for job in held {
+    for job in held.iter().take(longest) {
         let (job_bytes, job_pages) = weight(&job.request);
         bytes += job_bytes;
         pages += job_pages;
@@ -683,6 +708,23 @@ fn weight(request: &Request) -> (usize, usize) {
         }
         Request::Get(get) => (get.key.len(), 0),
         Request::Range(range) => (range_bytes(&range.range), 1),
+    }
+}
+
+/// The bytes of keys and values in an answer.
+fn answer_bytes(answer: &Answer) -> usize {
+    let item_bytes = |item: &raft_rpc::KeyValue| item.key.len() + item.value.len();
+    match answer {
+        Ok(Response::Value { found, .. }) => found.as_ref().map_or(0, item_bytes),
+        Ok(Response::Page { items, .. }) => items.iter().map(item_bytes).sum(),
+        Ok(
+            Response::Session { .. }
+            | Response::Written { .. }
+            | Response::Deleted { .. }
+            | Response::Refused { .. }
+            | Response::Count { .. },
+        )
+        | Err(_) => 0,
     }
 }
 
