@@ -1,6 +1,6 @@
 //! A node without threads, sockets and clocks: consensus, log and state machine as synchronous machines.
 //!
-//! [`open`] gives the [`Parts`]: [`Consensus`] (raft-core and the waiting callers), [`LogWriter`] (append
+//! [`open()`] gives the [`Parts`]: [`Consensus`] (raft-core and the waiting callers), [`LogWriter`] (append
 //! and sync), [`Applier`] (the state machine), [`LogReader`] (old entries) and [`StateReader`] (reads).
 //! They share nothing that changes but the published state, and exchange owned values ([`io`]). The server
 //! runs each on a thread of its own; the simulation runs those of many nodes in one thread.
