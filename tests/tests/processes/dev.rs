@@ -153,15 +153,22 @@ async fn nodes_end_when_dev_is_killed() {
     let nodes = listed(&lines);
     lines.expect("leader: ");
     dev.kill();
+    let mut left = Vec::new();
     for node in nodes {
         let pid = rustix::process::Pid::from_raw(i32::try_from(node.pid).unwrap()).unwrap();
-        wait_until(WAIT_LIMIT, async || match rustix::process::test_kill_process(pid) {
-            Ok(()) if !is_zombie(node.pid) => Err(format!("node {} still runs", node.id)),
-            Ok(()) | Err(_) => Ok(()),
-        })
-        .await
-        .unwrap();
+        let ended = wait_until(WAIT_LIMIT, async || {
+            match rustix::process::test_kill_process(pid) {
+                Ok(()) if !is_zombie(node.pid) => Err(format!("node {} still runs", node.id)),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        });
+        if let Err(reason) = ended.await {
+            // A failed test leaves nothing behind either.
+            signal_process(node.pid, Signal::KILL);
+            left.push(reason);
+        }
     }
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// An ended process whose new parent has not looked at it yet.
