@@ -33,6 +33,7 @@ fn run_part(part: u64) {
         ("cuts", sum(|r| r.counts.cuts), 100),
         ("messages lost", sum(|r| r.messages.1), 1_000),
         ("terms led", sum(|r| r.terms_led), 300),
+        ("logs cut for a leader's", sum(|r| r.truncations), 20),
         ("entries committed", sum(|r| r.committed), 5_000),
         ("operations answered", sum(|r| r.counts.answered), 10_000),
         ("operations without effect", sum(|r| r.counts.no_effect), 50),

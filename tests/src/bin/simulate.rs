@@ -97,6 +97,7 @@ struct Totals {
     messages_lost: u64,
     committed: u64,
     terms_led: u64,
+    truncations: u64,
     crashes: u64,
     crashes_in_write: u64,
     failed_syncs: u64,
@@ -124,6 +125,7 @@ impl Totals {
         self.messages_lost += report.messages.1;
         self.committed += report.committed;
         self.terms_led += report.terms_led;
+        self.truncations += report.truncations;
         self.crashes += counts.crashes;
         self.crashes_in_write += counts.crashes_in_write;
         self.failed_syncs += counts.failed_syncs;
@@ -145,11 +147,12 @@ impl Totals {
         writeln!(out, "{passed} seeds passed, {failed} failed, in {took:.1?}")?;
         writeln!(
             out,
-            "  time simulated {} s, events {}, entries committed {}, terms led {}",
+            "  time simulated {} s, events {}, entries committed {}, terms led {}, logs cut {}",
             self.simulated / 1_000_000,
             self.events,
             self.committed,
-            self.terms_led
+            self.terms_led,
+            self.truncations
         )?;
         writeln!(
             out,

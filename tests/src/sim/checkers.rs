@@ -135,6 +135,8 @@ pub struct Checkers {
     pub model: Model,
     /// By index: what the answer must be.
     told: Vec<Option<Told>>,
+    /// How often a node cut entries off its log for a leader's.
+    pub truncations: u64,
     /// The highest index of a write that was acknowledged to a client.
     acknowledged: u64,
 }
@@ -155,6 +157,7 @@ impl Checkers {
             state_hashes: BTreeMap::new(),
             model: Model::new(),
             told: Vec::new(),
+            truncations: 0,
             acknowledged: 0,
         }
     }
@@ -217,6 +220,7 @@ impl Checkers {
                 view.commit
             );
             view.log.truncate_from(from.0);
+            self.truncations += 1;
         }
         let mut append = Vec::new();
         for entry in op.append.iter() {

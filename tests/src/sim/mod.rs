@@ -100,6 +100,8 @@ pub struct Report {
     pub committed: u64,
     /// Terms that had a leader.
     pub terms_led: u64,
+    /// How often a node cut entries off its log for a leader's.
+    pub truncations: u64,
     /// What happened.
     pub counts: Counts,
     /// What the checker of histories visited.
@@ -167,7 +169,7 @@ fn run_once(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
     })
 }
 
-/// The quiet phase: everything is well again, and the cluster has to come back (L1 to L5, L7).
+/// The quiet phase: everything is well again, and the cluster has to come back (L1 to L7).
 pub fn settle(world: &mut World) {
     world.heal();
     world.stop_clients();
@@ -234,6 +236,7 @@ fn members_agree(world: &World) -> bool {
     statuses.len() == world.node_count()
         && statuses.iter().all(|status| {
             status.last_index == first.last_index
+                && status.durable_index == first.last_index
                 && status.commit_index == first.last_index
                 && status.applied.index == first.last_index
                 && status.applied.state_hash == first.applied.state_hash
@@ -280,6 +283,7 @@ pub fn finish(world: World) -> Result<Report, Box<Unfinished>> {
         messages: world.messages(),
         committed: world.checkers.committed(),
         terms_led: world.checkers.terms_led(),
+        truncations: world.checkers.truncations,
         counts: world.counts,
         checked,
     })

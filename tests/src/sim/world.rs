@@ -537,6 +537,24 @@ impl World {
             let what = format!("I26: {token:?} was never answered: {waiting:?}");
             self.fail(what);
         }
+        // L6: nothing is kept for anyone, either.
+        for node in 0..self.nodes.len() {
+            let Some(machine) = &self.nodes[node].machine else { continue };
+            let status = machine.consensus.status();
+            let kept = [
+                status.waiting_proposals,
+                status.waiting_reads,
+                machine.reads.len(),
+                machine.log_queue.len(),
+                machine.apply_queue.len(),
+            ];
+            if kept.iter().sum::<usize>() > 0 {
+                self.fail(format!(
+                    "L6: node {node} is idle and keeps [writes, reads, reads to serve, log jobs, \
+                     apply jobs] {kept:?}"
+                ));
+            }
+        }
     }
 
     /// L5: every node holds exactly what the model holds.
