@@ -445,7 +445,11 @@ fn restarts_do_not_leave_reserved_space_behind() {
 #[test]
 fn a_page_lost_after_a_clean_end_is_refused_even_if_it_held_the_last_records() {
     let vfs = MemVfs::new(1);
-    work(&vfs, 40, &mut 0).expect("done");
+    let (mut journal, _) = open(&vfs, options(64 << 10)).expect("a new journal");
+    for n in 1..=40 {
+        append(&mut journal, n).expect("appended");
+    }
+    journal.close().expect("closed");
     for path in vfs.files() {
         let content = vfs.content(&path).expect("there");
         for start in (0..content.len()).step_by(4096) {

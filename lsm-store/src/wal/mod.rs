@@ -331,12 +331,8 @@ impl Log {
             return Ok(());
         }
         self.removed_for = durable;
-        let newest = journal.newest_segment();
-        let first_kept = self
-            .segments
-            .iter()
-            .find(|(_, last)| **last > durable)
-            .map_or(newest, |(segment, _)| *segment);
+        let first_kept =
+            first_needed(&self.segments, durable).unwrap_or_else(|| journal.newest_segment());
         if let Err(error) = journal.remove_segments_below(first_kept) {
             store.inner().poison(&error);
             return Err(error);
@@ -397,8 +393,27 @@ impl Log {
     }
 }
 
+/// The first segment with a batch above `durable`, given each segment's last batch.
+fn first_needed(segments: &BTreeMap<u64, u64>, durable: u64) -> Option<u64> {
+    segments.iter().find(|(_, last)| **last > durable).map(|(segment, _)| *segment)
+}
+
 /// Whether there is a log in a store's directory: such a store must not be opened without it.
 pub(crate) fn is_there(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
     let dir = directory(dir);
     vfs.exists(&dir).context("look for", &dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_is_needed_until_its_last_batch_is_in_tables() {
+        let segments = BTreeMap::from([(3, 10), (4, 20), (6, 30)]);
+        assert_eq!(first_needed(&segments, 9), Some(3), "batch 10 is not in tables");
+        assert_eq!(first_needed(&segments, 10), Some(4), "all of segment 3 is");
+        assert_eq!(first_needed(&segments, 29), Some(6), "batch 30 is not");
+        assert_eq!(first_needed(&segments, 30), None, "everything is");
+    }
 }
