@@ -152,7 +152,9 @@ impl Listeners {
     }
 }
 
-/// A running node.
+/// A running node. Dropping it ends it in order.
+///
+/// Starting, waiting, stopping and dropping block: not from within an asynchronous task.
 pub struct Server {
     lifecycle: Arc<Lifecycle>,
     shared: Arc<Shared>,

@@ -7,12 +7,15 @@ use std::{
 
 use parking_lot::Mutex;
 use raft_core::{NodeId, RoleKind, Voters};
-use raft_rpc::{Link, MemberStatus, NodeStatus, PeerStatus, Role, StorageState};
+use raft_rpc::{Link, LinkStatus, MemberStatus, NodeStatus, PeerStatus, Role, StorageState};
 use tokio::sync::oneshot;
 
 use crate::{
     replica::ReplicaStatus,
-    server::shared::{Shared, Work},
+    server::{
+        inbox::{Class, Load},
+        shared::{Shared, Work},
+    },
 };
 
 /// How long the consensus thread is waited for before the last known numbers are given instead.
@@ -43,13 +46,15 @@ impl StatusSource {
         // asked, nor newer than the commit index.
         let applied = self.shared.gate.applied();
         let (sender, answer) = oneshot::channel();
-        self.shared.inbox.push(Work::Status(sender));
+        let load = Load { items: 1, bytes: 0 };
+        // Refused when the queue is full or the replica has stopped: then the channel ends at once.
+        drop(self.shared.inbox.offer(Class::Client, load, Work::Status(sender)));
         let mut replica = match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(now)) => {
                 self.last.lock().clone_from(&now);
                 now
             }
-            Ok(Err(_stopped)) => self.last.lock().clone(),
+            Ok(Err(_refused)) => self.last.lock().clone(),
             Err(_late) => self.last.lock().clone(),
         };
         if applied.index > replica.applied.index {
@@ -75,8 +80,9 @@ impl StatusSource {
             RoleKind::Candidate => Role::Candidate,
             RoleKind::Leader => Role::Leader,
         };
-        let links = self.links.iter().map(|(_peer, link)| link.status());
+        let links: Vec<LinkStatus> = self.links.iter().map(|(_peer, link)| link.status()).collect();
         let peers: Vec<PeerStatus> = links
+            .iter()
             .map(|link| PeerStatus {
                 id: link.peer.get(),
                 connected: link.connected,
@@ -90,6 +96,11 @@ impl StatusSource {
             voter: is_voter(*id),
         });
         let mut alarms: Vec<String> = failure.iter().map(ToString::to_string).collect();
+        for link in links.iter().filter(|link| !link.connected) {
+            if let Some(error) = &link.last_error {
+                alarms.push(format!("no connection to node {}: {error}", link.peer));
+            }
+        }
         let dropped = self.shared.dropped_batches.load(Ordering::Relaxed);
         if dropped > 0 {
             alarms.push(format!("{dropped} batches of peers were dropped: the queue was full"));

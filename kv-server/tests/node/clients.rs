@@ -168,6 +168,9 @@ fn without_a_majority_writes_are_refused_and_stale_reads_are_served() {
         cluster.stop(id);
     }
     until("it knows that it cannot lead", || cluster.status(&client).leader.is_none());
+    let alarms = cluster.status(&client).alarms;
+    assert_eq!(alarms.len(), 2, "both links are broken: {alarms:?}");
+    assert!(alarms.iter().all(|alarm| alarm.starts_with("no connection to node ")), "{alarms:?}");
     let answers = cluster.batch(&client, vec![put("key-02", "x")], Duration::from_millis(200));
     assert_eq!(answers, [Err(WireError::NoLeader { node: leader })]);
     let reads = vec![get("key-01", Consistency::Linearizable)];

@@ -25,7 +25,11 @@ fn a_failed_sync_stops_the_node_and_nothing_is_acknowledged_after_it() {
         matches!(answer, Err(WireError::OutcomeUnknown { .. } | WireError::Storage { .. })),
         "{answer:?}"
     );
-    let failure = cluster.take(1).wait().expect_err("it stopped by itself");
+    let node = cluster.take(1);
+    let (sender, ended) = std::sync::mpsc::sync_channel(1);
+    let waiting = std::thread::spawn(move || sender.send(node.wait()));
+    let failure = ended.recv_timeout(PATIENCE).expect("it ends by itself").expect_err("it failed");
+    waiting.join().expect("no panic").expect("it was received");
     assert!(matches!(failure, ServerFailure::Replica(ReplicaFailure::Log { .. })), "{failure:?}");
     assert!(failure.to_string().contains("sync"), "it says what failed: {failure}");
 }
