@@ -1,4 +1,4 @@
-//! The server.
+#![doc = include_str!("../README.md")]
 
 #[cfg(feature = "cli")]
 pub mod cli;

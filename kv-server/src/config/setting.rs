@@ -291,4 +291,37 @@ mod tests {
         assert_eq!(nearest("listen_client", known()), Some("listen-client"));
         assert_eq!(nearest("colour", known()), None);
     }
+
+    const README: &str = include_str!("../../README.md");
+
+    #[test]
+    fn the_readme_lists_every_setting_with_its_flag_and_default() {
+        let rows: Vec<String> = SETTINGS
+            .iter()
+            .map(|setting| {
+                let default = setting
+                    .default()
+                    .map_or_else(|| "required".to_owned(), |default| format!("`{default}`"));
+                format!(
+                    "| `{}` | `--{}` | {default} | {} |",
+                    setting.name, setting.flag, setting.help
+                )
+            })
+            .collect();
+        let missing: Vec<&String> =
+            rows.iter().filter(|row| !README.lines().any(|line| line == row.as_str())).collect();
+        assert!(missing.is_empty(), "the README should hold these rows:\n{}", rows.join("\n"));
+        let listed = README.lines().filter(|line| line.contains("` | `--")).count();
+        assert_eq!(listed, SETTINGS.len(), "the README lists a setting that is none");
+    }
+
+    #[test]
+    fn the_readmes_file_is_a_configuration_without_mistakes() {
+        let (_, after) = README.split_once("```toml\n").unwrap();
+        let (text, _) = after.split_once("```").unwrap();
+        let file = super::super::file::parse(std::path::Path::new("README.md"), text);
+        assert_eq!(file.errors, []);
+        let resolved = super::super::resolve(file.given, super::super::Missing::Refused).unwrap();
+        assert!(resolved.server.is_some());
+    }
 }

@@ -141,7 +141,8 @@ async fn a_script_can_follow_a_cluster_through_a_death_a_restart_by_hand_and_a_s
     let (_, term_after) = leader_and_term(&lines.expect("leader: node="));
     assert!(term_after > next_term, "{term_after} after {next_term}");
     lines.expect("ready: ");
-    dev.terminate();
+    // Ctrl-C, this time.
+    signal_process(dev.id(), Signal::INT);
     assert_eq!(dev.wait().code(), Some(0));
 }
 
@@ -156,12 +157,11 @@ async fn nodes_end_when_dev_is_killed() {
     let mut left = Vec::new();
     for node in nodes {
         let pid = rustix::process::Pid::from_raw(i32::try_from(node.pid).unwrap()).unwrap();
-        let ended = wait_until(WAIT_LIMIT, async || {
-            match rustix::process::test_kill_process(pid) {
+        let ended =
+            wait_until(WAIT_LIMIT, async || match rustix::process::test_kill_process(pid) {
                 Ok(()) if !is_zombie(node.pid) => Err(format!("node {} still runs", node.id)),
                 Ok(()) | Err(_) => Ok(()),
-            }
-        });
+            });
         if let Err(reason) = ended.await {
             // A failed test leaves nothing behind either.
             signal_process(node.pid, Signal::KILL);

@@ -239,6 +239,23 @@ async fn a_node_does_not_die_of_its_log() {
     assert_eq!(code, Some(0), "it stops in order when its standard input ends");
 }
 
+#[tokio::test]
+async fn a_log_in_json_holds_one_object_a_line_with_its_numbers_as_fields() {
+    let mut cluster = Cluster::new(programs!(), 1).await;
+    cluster.set_extra_arguments(&["--log-format", "json"]);
+    cluster.start_all();
+    cluster.wait_for_agreement().await;
+    assert_eq!(cluster.stop(node(1)), Some(0));
+    let log = cluster.log(node(1));
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let about_the_role: Vec<_> = lines.iter().filter(|line| line["term"] == 1).collect();
+    assert!(!about_the_role.is_empty(), "{log}");
+    for line in about_the_role {
+        assert_eq!((&line["level"], &line["node"]), (&"INFO".into(), &1.into()), "{line}");
+    }
+}
+
 /// Every file below `directory` whose name ends with `ending`.
 fn files_ending_with(directory: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
