@@ -18,18 +18,24 @@ pub(super) enum Unverified {
     Failed(Error),
 }
 
-/// Reads a sample of acknowledged writes back and says how many hold.
+/// Reads a sample of acknowledged writes back and says how many hold. With `preloaded`, every key
+/// was written once, as write 0, before the measurement.
 ///
 /// # Errors
 /// The first key that does not hold its last acknowledged write, or that can't be read.
-pub(super) async fn read_back(kv: &Client, keys: &Keys, tally: &Tally) -> Result<u64, Unverified> {
+pub(super) async fn read_back(
+    kv: &Client,
+    keys: &Keys,
+    tally: &Tally,
+    preloaded: bool,
+) -> Result<u64, Unverified> {
     let certain: Vec<(u64, u64, u64)> = tally
         .written
         .iter()
         .flat_map(|(caller, written)| {
             (0_u64..).zip(written).map(move |(number, last)| (*caller, number, last))
         })
-        .filter(|(_, _, last)| last.acknowledged > 0 && !last.uncertain)
+        .filter(|(_, _, last)| (preloaded || last.acknowledged > 0) && !last.uncertain)
         .map(|(caller, number, last)| (caller, number, last.acknowledged))
         .collect();
     let step = certain.len().div_ceil(SAMPLE).max(1);

@@ -67,7 +67,9 @@ pub(crate) async fn bench(global: &Global, asked: Bench) -> Result<(), Failure> 
         }
     };
     let checked = match &measured {
-        Ok(measured) => check::read_back(&everyone, &keys, &measured.tally).await,
+        Ok(measured) => {
+            check::read_back(&everyone, &keys, &measured.tally, preloads(asked.workload)).await
+        }
         Err(_) => Ok(0),
     };
     if asked.keep {
@@ -135,6 +137,14 @@ fn run_name() -> String {
     format!("{:x}-{:x}", since.as_micros(), std::process::id())
 }
 
+/// Whether the keys are written before the measurement, so that reads find something.
+fn preloads(workload: Workload) -> bool {
+    match workload {
+        Workload::Put => false,
+        Workload::Get | Workload::Mixed | Workload::Range => true,
+    }
+}
+
 /// What was measured.
 struct Measured {
     tally: Tally,
@@ -149,7 +159,7 @@ async fn measure(
     clients: &[Client],
     addresses: &[String],
 ) -> Result<Measured, Failure> {
-    if asked.workload != Workload::Put {
+    if preloads(asked.workload) {
         worker::preload(keys, clients, asked.value_bytes as usize, PRELOAD_CONCURRENCY)
             .await
             .map_err(Failure::Write)?;
