@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::backoff::Backoff;
 use crate::client::Client;
-use crate::connection::StatusJob;
 use crate::directory::Endpoint;
 use crate::error::{Effect, Error, ErrorKind, Result};
+use crate::job::StatusJob;
 
 /// Questions about the cluster itself. Made by [`Client::cluster`].
 #[derive(Clone, Debug)]

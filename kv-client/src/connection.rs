@@ -13,8 +13,8 @@
 //!
 //! Invariants
 //! 1. A job is marked as sent before its bytes can leave, so "not sent" is always true.
-//! 2. A job is answered, or dropped; a dropped job was [`Stage::Queued`] (never sent) or
-//!    [`Stage::Sent`] (the connection or the node failed it; [`Link::failure`] says how).
+//! 2. A job is answered, or dropped; a dropped job was [`Stage::Queued`](crate::job::Stage) (never sent) or
+//!    [`Stage::Sent`](crate::job::Stage) (the connection or the node failed it; [`Link::failure`] says how).
 //! 3. Reads, stale reads and writes never share a batch, since a batch's answer waits for its
 //!    slowest request.
 //! 4. Lanes are bounded. A full lane makes callers wait, within their deadlines.
@@ -28,31 +28,22 @@ use std::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use raft_rpc::{
-    ClusterId, ConnectOptions, Connection, Connector, KvClient, NodeStatus, Request, Response,
-    TimedRequest, WireError, connect_client, context_for,
+    ClusterId, ConnectOptions, Connection, Connector, KvClient, NodeStatus, TimedRequest,
+    connect_client, context_for,
 };
 use tarpc::client::RpcError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use crate::backoff::Backoff;
+use crate::batch::{
+    BATCH_REQUESTS_MAX, READ_ANSWER_BYTES, READ_BATCH_FIRST, answer_bytes, batch_length,
+};
 use crate::directory::Directory;
+use crate::job::{Answer, Job, LANES, Lane, StatusJob};
 
 /// Jobs that may wait in a lane. As many as a session may have writes outstanding.
 const LANE_JOBS_MAX: usize = 1024;
-/// Requests in a batch: enough that the cost of a call is nothing beside them.
-const BATCH_REQUESTS_MAX: usize = 512;
-/// Bytes of keys and values in a batch, but always at least one request. Small beside the frame
-/// limit, and small enough that a batch does not hold up the next one for long.
-const BATCH_BYTES_MAX: usize = 1 << 20;
-/// Bytes of answers that a batch of reads should not exceed. A node answers a batch in one frame
-/// and from memory; how much that will be is estimated from the batches before.
-const READ_ANSWER_BYTES: usize = 4 << 20;
-/// Reads in the first batch, before anything is known: with the largest values of a default
-/// configuration still half a frame.
-const READ_BATCH_FIRST: usize = 16;
-/// Requests in a batch whose answers may be a page of 1 MiB each: together below the frame limit.
-const BATCH_PAGES_MAX: usize = 16;
 /// Batches of one lane under way: while one is on the wire and one is being worked on, the next
 /// forms. More would only make the batches smaller.
 const BATCHES_IN_FLIGHT: usize = 4;
@@ -69,101 +60,6 @@ const SILENT_BEFORE_PING: u32 = 2;
 const SILENT_MAX: u32 = 6;
 /// How long the node may take over its status or a ping.
 const CONTROL_TIMEOUT: Duration = Duration::from_millis(2500);
-
-/// What keeps requests apart that must not wait for one another.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Lane {
-    /// Writes.
-    Write,
-    /// Reads that wait for a leader or a revision.
-    Read,
-    /// Reads that are answered at once.
-    Stale,
-}
-
-const LANES: [Lane; 3] = [Lane::Write, Lane::Read, Lane::Stale];
-
-impl Lane {
-    pub(crate) fn of(request: &Request) -> Self {
-        let consistency = match request {
-            Request::Write(_) => return Self::Write,
-            Request::Get(get) => get.consistency,
-            Request::Range(range) => range.consistency,
-        };
-        match consistency {
-            raft_rpc::Consistency::Linearizable | raft_rpc::Consistency::AtLeast(_) => Self::Read,
-            raft_rpc::Consistency::Stale { .. } => Self::Stale,
-        }
-    }
-
-    fn number(self) -> usize {
-        match self {
-            Self::Write => 0,
-            Self::Read => 1,
-            Self::Stale => 2,
-        }
-    }
-}
-
-/// How far a job has come. Shared by its caller and the connection's task.
-#[derive(Debug, Default)]
-pub(crate) struct Ticket(AtomicU8);
-
-/// The stages of a job.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Stage {
-    /// Waits; nothing was sent.
-    Queued,
-    /// Its bytes may have left.
-    Sent,
-}
-
-const QUEUED: u8 = 0;
-const SENT: u8 = 1;
-const GIVEN_UP: u8 = 2;
-
-impl Ticket {
-    /// The task takes the job to send it; false if the caller has given up.
-    fn take(&self) -> bool {
-        self.0.compare_exchange(QUEUED, SENT, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    pub(crate) fn stage(&self) -> Stage {
-        match self.0.load(Ordering::Acquire) {
-            SENT => Stage::Sent,
-            _queued_or_given_up => Stage::Queued,
-        }
-    }
-
-    /// The caller gives up. Says how far the job had come; if it was queued, it stays unsent.
-    pub(crate) fn give_up(&self) -> Stage {
-        match self.0.compare_exchange(QUEUED, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) | Err(GIVEN_UP) => Stage::Queued,
-            Err(_) => Stage::Sent,
-        }
-    }
-}
-
-pub(crate) type Answer = Result<Response, WireError>;
-
-/// A request on its way to a node.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) request: Request,
-    pub(crate) deadline: Instant,
-    /// How long the node may take, if less than what is left until the deadline.
-    pub(crate) attempt: Option<Duration>,
-    /// In a batch of its own, because a batch with it has failed before.
-    pub(crate) alone: bool,
-    pub(crate) ticket: Arc<Ticket>,
-    pub(crate) reply: oneshot::Sender<Answer>,
-}
-
-/// A question for the node's status; with nobody to tell, only the directory learns of it.
-#[derive(Debug)]
-pub(crate) struct StatusJob {
-    pub(crate) reply: Option<oneshot::Sender<NodeStatus>>,
-}
 
 /// The callers' end of a connection.
 #[derive(Debug)]
@@ -668,77 +564,6 @@ impl Task {
             RpcError::Shutdown | RpcError::Channel(_) => Err(causes(&error)),
         }
     }
-}
-
-/// How many of the waiting jobs make a batch: at least one.
-fn batch_length(held: &[Job], longest: usize) -> usize {
-    let (mut bytes, mut pages) = (0, 0);
-    let mut length = 0;
-    for job in held.iter().take(longest) {
-        let (job_bytes, job_pages) = weight(&job.request);
-        bytes += job_bytes;
-        pages += job_pages;
-        let full = bytes > BATCH_BYTES_MAX || pages > BATCH_PAGES_MAX || job.alone;
-        if length > 0 && full {
-            break;
-        }
-        length += 1;
-        if job.alone {
-            break;
-        }
-    }
-    length
-}
-
-/// The bytes of a request's keys and values, and how many pages its answer may fill.
-fn weight(request: &Request) -> (usize, usize) {
-    match request {
-        Request::Write(write) => {
-            let bytes = match &write.operation {
-                raft_rpc::WriteOperation::RegisterSession => 0,
-                raft_rpc::WriteOperation::Put { key, value, condition, .. } => {
-                    key.len() + value.len() + condition_bytes(condition)
-                }
-                raft_rpc::WriteOperation::Delete { key, condition, .. } => {
-                    key.len() + condition_bytes(condition)
-                }
-                raft_rpc::WriteOperation::DeleteRange { range } => range_bytes(range),
-            };
-            (bytes, 0)
-        }
-        Request::Get(get) => (get.key.len(), 0),
-        Request::Range(range) => (range_bytes(&range.range), 1),
-    }
-}
-
-/// The bytes of keys and values in an answer.
-fn answer_bytes(answer: &Answer) -> usize {
-    let item_bytes = |item: &raft_rpc::KeyValue| item.key.len() + item.value.len();
-    match answer {
-        Ok(Response::Value { found, .. }) => found.as_ref().map_or(0, item_bytes),
-        Ok(Response::Page { items, .. }) => items.iter().map(item_bytes).sum(),
-        Ok(
-            Response::Session { .. }
-            | Response::Written { .. }
-            | Response::Deleted { .. }
-            | Response::Refused { .. }
-            | Response::Count { .. },
-        )
-        | Err(_) => 0,
-    }
-}
-
-fn condition_bytes(condition: &raft_rpc::Condition) -> usize {
-    match condition {
-        raft_rpc::Condition::Value(value) => value.len(),
-        raft_rpc::Condition::Always
-        | raft_rpc::Condition::Absent
-        | raft_rpc::Condition::Revision(_) => 0,
-    }
-}
-
-fn range_bytes(range: &raft_rpc::KeyRange) -> usize {
-    range.start.len() + range.end.as_ref().map_or(0, bytes::Bytes::len)
 }
 
 /// An error with its causes, since the outer layers of an RPC error alone say little.

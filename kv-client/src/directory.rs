@@ -19,7 +19,8 @@ use parking_lot::{Mutex, RwLock};
 use raft_rpc::{ClusterId, Connector, NodeStatus};
 use tokio::time::Instant;
 
-use crate::connection::{Lane, Link, StatusJob};
+use crate::connection::Link;
+use crate::job::{Lane, StatusJob};
 
 /// How long a known leader is trusted before it is checked again.
 const LEADER_CHECK: Duration = Duration::from_secs(1);

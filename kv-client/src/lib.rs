@@ -31,13 +31,14 @@
 //!   its effect unknown.
 //!
 //! In reading order: `client`, `operation`, `retry` (the attempts of a call), `directory` (who
-//! leads), `connection` (batches on the wire), `session` (once, not twice), `cluster` (status).
+//! leads), `connection` with `job` and `batch` (batches on the wire), `session` (once, not twice), `cluster` (status).
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
 
 mod backoff;
+mod batch;
 mod builder;
 mod client;
 mod cluster;
@@ -45,6 +46,7 @@ mod connection;
 mod consistency;
 mod directory;
 mod error;
+mod job;
 mod keys;
 #[cfg(feature = "cli")]
 pub mod kvctl;

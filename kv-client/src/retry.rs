@@ -31,9 +31,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::backoff::{Backoff, jittered};
-use crate::connection::{Answer, Job, Lane, Link, Stage, Ticket};
+use crate::connection::Link;
 use crate::directory::{Directory, Endpoint};
 use crate::error::{Effect, Error, ErrorKind, Result, UNKNOWN_HINT};
+use crate::job::{Answer, Job, Lane, Stage, Ticket};
 use crate::session::{Sessions, Tag};
 
 /// Redirections followed without a pause; nodes that point at one another must not be asked in a
