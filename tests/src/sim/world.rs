@@ -521,8 +521,11 @@ impl World {
     pub fn resume(&mut self, node: usize) {
         let Some(deferred) = self.nodes[node].paused.take() else { return };
         self.trace.line(self.now, || format!("node {node} goes on"));
+        // Connections are read in any order: what a client sent last may come before what a peer sent first.
+        let mixed = self.random.chance(500);
         for (order, event) in deferred.into_iter().enumerate() {
-            self.schedule(order as u64 / 8, event);
+            let delay = if mixed { self.random.below(200) } else { order as u64 / 8 };
+            self.schedule(delay, event);
         }
     }
 
