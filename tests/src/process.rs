@@ -6,7 +6,6 @@
 
 use std::{
     fs::{self, File},
-    io,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -110,11 +109,6 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
-    /// Ends its standard input.
-    pub fn close_stdin(&mut self) {
-        drop(self.stdin.take());
-    }
-
     /// Waits for its end.
     ///
     /// # Panics
@@ -188,22 +182,4 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 #[must_use]
 pub fn test_data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name)
-}
-
-/// Copies a directory with everything in it.
-///
-/// # Errors
-/// If a file cannot be read or written.
-pub fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_directory(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
 }

@@ -146,6 +146,39 @@ async fn a_script_can_follow_a_cluster_through_a_death_a_restart_by_hand_and_a_s
     assert_eq!(dev.wait().code(), Some(0));
 }
 
+/// Data of another list of members is another cluster's: nothing is mixed, and the reason is said.
+#[tokio::test]
+async fn a_second_start_with_another_number_of_nodes_is_refused_by_the_nodes_with_a_hint() {
+    let turn = Cluster::new(programs!(), 1).await;
+    let base = free_ports(4);
+    let directory = turn.root().join("data");
+    let (dev, lines) = start_dev(&directory, base);
+    listed(&lines);
+    lines.expect("leader: ");
+    dev.terminate();
+    assert_eq!(dev.wait().code(), Some(0));
+
+    let arguments: Vec<String> = ["dev", "--nodes", "3", "--data-dir", directory.to_str().unwrap()]
+        .into_iter()
+        .chain(["--base-port", &base.to_string()])
+        .map(str::to_owned)
+        .collect();
+    let log = turn.root().join("three-log");
+    let mut dev = Process::start(&programs!().node, &arguments, &log, Stdio::piped());
+    let lines = Lines::of(dev.take_stdout().unwrap());
+    for _ in 1..=3 {
+        lines.expect("node: ");
+    }
+    for _ in 1..=3 {
+        lines.expect("down: ");
+    }
+    let told = dev.log();
+    assert!(told.contains("another --nodes or --base-port"), "{told}");
+    assert!(told.contains("belongs to cluster"), "{told}");
+    dev.terminate();
+    assert_eq!(dev.wait().code(), Some(0));
+}
+
 #[tokio::test]
 async fn nodes_end_when_dev_is_killed() {
     let turn = Cluster::new(programs!(), 1).await;

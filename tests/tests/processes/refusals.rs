@@ -240,6 +240,38 @@ async fn a_node_does_not_die_of_its_log() {
 }
 
 #[tokio::test]
+async fn a_node_is_configured_by_a_file_alone_and_check_config_agrees_with_it() {
+    let mut cluster = Cluster::new(programs!(), 1).await;
+    let file = cluster.root().join("kv.toml");
+    let text = format!(
+        "[node]\nid = 1\ndata-dir = {:?}\nlisten-client = {:?}\nlisten-peer = {:?}\ncluster = {:?}\n",
+        cluster.directory(node(1)),
+        cluster.endpoint(node(1)),
+        cluster.peer_address(node(1)),
+        cluster.member_list()
+    );
+    fs::write(&file, text).unwrap();
+    let path = file.to_str().unwrap();
+    let checked = tests::process::run(&cluster.programs().node, &["check-config", path]);
+    assert_eq!(checked.status.code(), Some(0));
+    assert_eq!(String::from_utf8(checked.stdout).unwrap(), format!("{path}: ok\n"));
+
+    let arguments = ["run", "--exit-on-stdin-close", "--config", path].map(str::to_owned);
+    let log = cluster.root().join("file-log");
+    let process = Process::start(&cluster.programs().node, &arguments, &log, Stdio::null());
+    let status = cluster.wait_for_status(node(1), "leads", |s| s.role == Role::Leader).await;
+    assert_eq!(status.id, 1);
+    process.terminate();
+    assert_eq!(process.wait().code(), Some(0));
+
+    fs::write(&file, "[raft]\nelectoin = \"1s\"\nheartbeat = 50\n").unwrap();
+    let checked = tests::process::run(&cluster.programs().node, &["check-config", path]);
+    assert_eq!(checked.status.code(), Some(2));
+    let words = String::from_utf8(checked.stderr).unwrap();
+    assert_says(&words, &["kv.toml:2: unknown key \"electoin\"", "\"election\"", "kv.toml:3: "]);
+}
+
+#[tokio::test]
 async fn a_log_in_json_holds_one_object_a_line_with_its_numbers_as_fields() {
     let mut cluster = Cluster::new(programs!(), 1).await;
     cluster.set_extra_arguments(&["--log-format", "json"]);

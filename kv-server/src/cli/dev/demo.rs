@@ -8,7 +8,7 @@ use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
 use raft_core::NodeId;
 
-use super::{children::Children, layout::Layout, log_tail};
+use super::{LogOfStart, children::Children, layout::Layout};
 use crate::cli::{
     exit, output,
     scenario::{self, Limits, Nodes, Outcome, Step},
@@ -52,6 +52,7 @@ pub(super) async fn run(
     verbose: bool,
     mut signals: StopSignals,
 ) -> exit::Code {
+    let logs: Vec<LogOfStart> = layout.nodes.iter().map(LogOfStart::of).collect();
     let (children, mut deaths) = Children::new(Arc::clone(&layout), verbose);
     let mut nodes = DemoNodes { layout: Arc::clone(&layout), children };
     let reported = Cell::new(0);
@@ -75,8 +76,8 @@ pub(super) async fn run(
     if ended == Ok(true) {
         return exit::DONE;
     }
-    for node in &layout.nodes {
-        for line in log_tail(&node.log_file()) {
+    for (node, log) in layout.nodes.iter().zip(logs) {
+        for line in log.tail() {
             output::narrate(&format!("node {} | {line}", node.id));
         }
     }

@@ -22,7 +22,8 @@ mod layout;
 mod watch;
 
 use std::{
-    env,
+    collections::BTreeMap,
+    env, fs,
     path::{Path, PathBuf, absolute},
     sync::Arc,
     time::Duration,
@@ -38,7 +39,7 @@ use tokio::{
 
 use self::{
     children::{Children, Death},
-    layout::Layout,
+    layout::{Layout, NodePlan},
     watch::{News, Watch},
 };
 use super::{exit, output, probe::Probe, signals::StopSignals};
@@ -53,6 +54,8 @@ const DEFAULT_DIRECTORY: &str = "kv-data";
 const DEMO_NODES_MIN: u16 = 3;
 /// Lines of a node's log that are shown when it dies before the cluster was ready.
 const LOG_TAIL_LINES: usize = 5;
+/// What a node says when its directory is of a cluster with another list of members.
+const OTHER_CLUSTER: &str = "belongs to cluster";
 
 /// Runs `kv-server dev`.
 pub(super) fn run(matches: &ArgMatches) -> exit::Code {
@@ -120,7 +123,9 @@ fn plan(directory: &Path, count: u16, base_port: u16) -> Result<Arc<Layout>, (ex
 async fn follow(layout: Arc<Layout>, verbose: bool, mut signals: StopSignals) -> exit::Code {
     let (mut children, mut deaths) = Children::new(Arc::clone(&layout), verbose);
     let mut listed = Vec::new();
+    let mut logs = BTreeMap::new();
     for node in &layout.nodes {
+        logs.insert(node.id, LogOfStart::of(node));
         match children.start(node.id) {
             Ok(pid) => listed.push(format!(
                 "node: id={} pid={pid} endpoint={} restart: {}",
@@ -145,7 +150,8 @@ async fn follow(layout: Arc<Layout>, verbose: bool, mut signals: StopSignals) ->
             name = signals.next() => break name,
             Some(death) = deaths.recv() => {
                 watch.died(death.node);
-                report_death(&layout, death, watch.is_ready());
+                let log = logs.get(&death.node).filter(|_| !watch.is_ready());
+                report_death(&layout, death, log);
             }
             Some((node, status)) = answers.recv() => {
                 for news in watch.observe(node, status.as_ref()) {
@@ -176,24 +182,47 @@ fn report(news: &News) {
     }
 }
 
-fn report_death(layout: &Layout, death: Death, was_ready: bool) {
+/// Says that a node died; before the cluster was ready also what its `log` says, since nobody should have
+/// to look for the reason why a node does not even come up.
+fn report_death(layout: &Layout, death: Death, log: Option<&LogOfStart>) {
     let Some(node) = layout.nodes.iter().find(|node| node.id == death.node) else { return };
     output::narrate(&format!("node {}: {}", node.id, death.status));
-    // A node that does not even come up says why in its log; nobody should have to look for it.
-    if !was_ready {
-        for line in log_tail(&node.log_file()) {
-            output::narrate(&format!("node {} | {line}", node.id));
-        }
+    let lines = log.map(LogOfStart::tail).unwrap_or_default();
+    for line in &lines {
+        output::narrate(&format!("node {} | {line}", node.id));
+    }
+    if lines.iter().any(|line| line.contains(OTHER_CLUSTER)) {
+        output::narrate(
+            "the data was written with another --nodes or --base-port: give those, or another --data-dir",
+        );
     }
     output::out(&format!("down: node={} restart: {}", node.id, layout.restart_command(node)));
 }
 
-/// The last lines of a log, if there is one.
-fn log_tail(path: &Path) -> Vec<String> {
-    let text = std::fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    lines.iter().skip(lines.len().saturating_sub(LOG_TAIL_LINES)).map(ToString::to_string).collect()
+/// What a node has logged since we started it; the file may hold earlier starts too.
+#[derive(Debug)]
+struct LogOfStart {
+    file: PathBuf,
+    from: u64,
+}
+
+impl LogOfStart {
+    /// To be made before the node starts.
+    fn of(node: &NodePlan) -> Self {
+        let file = node.log_file();
+        let from = fs::metadata(&file).map_or(0, |metadata| metadata.len());
+        Self { file, from }
+    }
+
+    /// Its last lines; none if it cannot be read, which is no reason to fail.
+    fn tail(&self) -> Vec<String> {
+        let text = fs::read(&self.file).unwrap_or_default();
+        let from = usize::try_from(self.from).unwrap_or(usize::MAX);
+        let text = String::from_utf8_lossy(text.get(from..).unwrap_or_default());
+        let lines: Vec<&str> = text.lines().collect();
+        let skipped = lines.len().saturating_sub(LOG_TAIL_LINES);
+        lines.iter().skip(skipped).map(ToString::to_string).collect()
+    }
 }
 
 /// Asks every node for its status, again and again, at the interval in `interval`.
