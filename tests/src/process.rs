@@ -42,7 +42,7 @@ pub struct Process {
     child: Child,
     log: PathBuf,
     /// Its standard input; open as long as it may run.
-    stdin: Option<ChildStdin>,
+    _stdin: Option<ChildStdin>,
 }
 
 impl Process {
@@ -67,7 +67,7 @@ impl Process {
             .spawn()
             .unwrap();
         let stdin = child.stdin.take();
-        Self { child, log: log.to_owned(), stdin }
+        Self { child, log: log.to_owned(), _stdin: stdin }
     }
 
     /// Its process id.

@@ -187,7 +187,7 @@ pub static SETTINGS: &[Setting] = &[
         set: |draft, text| { draft.listen_peer = Some(listen(text)?); Ok(()) },
         show: |draft| draft.listen_peer.map(|address| address.to_string()) },
     Setting { name: "node.cluster", flag: "cluster", variable: "KV_CLUSTER", value_name: "LIST",
-        help: "The members the cluster is founded with, the same list on each: 1=PEER_ADDR/CLIENT_ADDR,2=…",
+        help: "The members the cluster is founded with, the same list on each: `1=PEER_ADDR/CLIENT_ADDR,2=…`",
         set: |draft, text| { draft.cluster = Some(cluster::parse(text)?); Ok(()) },
         show: |draft| draft.cluster.as_ref().map(cluster::show) },
     count!("node.network-threads", "network-threads", "KV_NETWORK_THREADS", network_threads,
@@ -239,7 +239,7 @@ pub static SETTINGS: &[Setting] = &[
         "Threads that serve reads of what is not in memory"),
 
     Setting { name: "log.filter", flag: "log", variable: "KV_LOG", value_name: "FILTER",
-        help: "What is logged, as in RUST_LOG: `info`, `kv_server=debug,tarpc=warn`",
+        help: "What is logged, as in `RUST_LOG`: `info`, `kv_server=debug,tarpc=warn`",
         set: |draft, text| { text.clone_into(&mut draft.log_filter); Ok(()) },
         show: |draft| Some(draft.log_filter.clone()) },
     Setting { name: "log.format", flag: "log-format", variable: "KV_LOG_FORMAT", value_name: "text|json",
