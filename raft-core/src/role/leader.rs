@@ -229,6 +229,12 @@ impl Leader {
             if voter == id { Some(issued) } else { find(voter).map(|peer| peer.acked_read) }
         });
         self.reads.confirm(confirmed);
+        // Until an entry of this term is committed, `first_own` may still be overwritten by another
+        // leader, and a log that stays shorter would let the read wait for ever. Held back here, it
+        // fails with this leader (Raft §8).
+        if common.commit < self.first_own {
+            return;
+        }
         while let Some(read) = self.reads.pop_confirmed() {
             let index = read.index;
             match read.asker {
