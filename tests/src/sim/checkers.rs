@@ -19,7 +19,7 @@
 //! | I11 applied ≤ min(commit, durable) ≤ last | [`Checkers::status`], [`Checkers::apply`] |
 //! | I12 nothing leaves that needs what is not on disk | [`Checkers::send`] |
 //! | I14 the membership is the one of the log | [`Checkers::status`] |
-//! | I16 a read index covers what was acknowledged before | [`Checkers::read_ready`] |
+//! | I16 a read index covers what was acknowledged before, and is committed | [`Checkers::read_ready`] |
 //! | I18 a session's write takes effect once | [`Checkers::answered`] by the model |
 //! | I21 entries are consecutive, terms never fall | [`Checkers::write`], [`Checkers::send`], [`Checkers::apply`] |
 //! | I23 a match index is what is on the follower's disk | [`Checkers::send`] |
@@ -602,6 +602,11 @@ impl Checkers {
             !self.enabled || index >= floor,
             "I16: node {node} may serve a read from {index} on, but {floor} was acknowledged before \
              it began"
+        );
+        require!(
+            !self.enabled || index <= self.committed.last(),
+            "I16: node {node} may serve a read from {index} on, which may never come: committed is {}",
+            self.committed.last()
         );
         Ok(())
     }

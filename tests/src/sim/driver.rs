@@ -453,6 +453,9 @@ impl World {
         }
         self.tokens += 1;
         let token = Token(self.tokens);
+        self.trace.line(self.now, || {
+            format!("node {node} takes {token:?}: client {} attempt {}", call.client, call.attempt)
+        });
         let join = self.random.chance(500);
         let serve_at_once =
             Self::may_be_old(&call.request) || self.sabotage == Sabotage::UnconfirmedReads;
@@ -485,6 +488,7 @@ impl World {
 
     /// A node answers someone who waits there. I26: everyone is answered once.
     fn answer(&mut self, node: usize, token: Token, answer: Answer) {
+        self.trace.line(self.now, || format!("node {node} answers {token:?}"));
         let Some(waiting) = self.waiting.remove(&token) else {
             self.fail(format!("I26: {token:?} at node {node} is answered twice: {answer:?}"));
             return;

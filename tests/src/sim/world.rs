@@ -537,7 +537,14 @@ impl World {
     /// I26: after the quiet phase nobody waits any more.
     pub(super) fn check_nobody_waits(&mut self) {
         if let Some((token, waiting)) = self.waiting.first_key_value() {
-            let what = format!("I26: {token:?} was never answered: {waiting:?}");
+            let machine = self.nodes[waiting.node].machine.as_ref();
+            let status = machine.map(|machine| machine.consensus.status());
+            let reads = machine.map_or(0, |machine| machine.reads.len());
+            let in_core = status.map_or(0, |status| status.waiting_reads);
+            let what = format!(
+                "I26: {token:?} was never answered ({in_core} reads wait for an index there, {reads} to \
+                 be served): {waiting:?}"
+            );
             self.fail(what);
         }
         // L6: nothing is kept for anyone, either.
