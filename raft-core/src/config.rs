@@ -17,6 +17,11 @@ pub struct Config {
     pub election_jitter: Duration,
     /// When the oldest write is unfinished for so long, a leader falls silent. 1 s.
     pub persist_stall: Duration,
+    /// How long a follower that misses nothing but a higher commit index waits for the next entries
+    /// to bring it, before it is told in a message of its own. A caller that waits for each write
+    /// before the next then costs half the messages. A follower that asked for a read index is told
+    /// at once. 0.
+    pub commit_delay: Duration,
     /// Limit on the encoded entries of one append message; one entry always fits. 1 MiB.
     pub max_append_bytes: usize,
     /// Limit on unanswered append messages to one peer. 64.
@@ -43,6 +48,7 @@ impl Default for Config {
             election_min: Duration::from_millis(300),
             election_jitter: Duration::from_millis(300),
             persist_stall: Duration::from_secs(1),
+            commit_delay: Duration::ZERO,
             max_append_bytes: 1 << 20,
             max_inflight_messages: 64,
             max_inflight_bytes: 8 << 20,
@@ -117,6 +123,7 @@ impl Config {
             ("election_min", election_min),
             ("election_jitter", election_jitter),
             ("persist_stall", persist_stall),
+            ("commit_delay", self.commit_delay),
         ] {
             if value > LONGEST {
                 return Err(ConfigError::TooLong { name, value });

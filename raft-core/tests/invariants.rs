@@ -61,6 +61,7 @@ fn small_config(draw: &mut Draw) -> Config {
         max_waiting_reads: pick(draw, &[2, 100]),
         max_tail_bytes: pick(draw, &[1, 400, 1 << 20]),
         persist_stall: Duration::from_millis(400),
+        commit_delay: Duration::from_millis(if draw.one_in(2) { 0 } else { 3 }),
         ..Config::default()
     }
 }

@@ -82,6 +82,9 @@ const CLIENT_BYTES_MAX: usize = 64 << 20;
 const PEER_LOAD_MAX: Load = Load { items: 65_536, bytes: 64 << 20 };
 /// Bytes of a write besides its key and values, rounded up.
 const REQUEST_OVERHEAD_BYTES: usize = 256;
+/// Longer than a round trip of a caller that writes without a pause, so that its next write brings the
+/// commit index of this one; short for a reader of a follower's stale state.
+const COMMIT_DELAY: Duration = Duration::from_millis(2);
 
 /// Why a node does not start. Each is one line that says what to do; the program's exit code is 1.
 #[derive(Debug, thiserror::Error)]
@@ -538,6 +541,7 @@ fn replica_config(config: &ServerConfig) -> Result<ReplicaConfig, StartError> {
             election_min: raft.election,
             election_jitter: raft.election_jitter,
             persist_stall: raft.disk_stall,
+            commit_delay: COMMIT_DELAY,
             max_append_bytes: raft.append_bytes_max,
             max_inflight_messages: raft.inflight_messages_max,
             max_inflight_bytes: raft.inflight_bytes_max,

@@ -31,6 +31,8 @@ pub(crate) struct Leader {
     peers: Vec<Progress>,
     heartbeat_at: Micros,
     heartbeat_due: bool,
+    /// Followers that miss nothing but a higher commit index are told then.
+    commit_notice_at: Option<Micros>,
     quorum_check_at: Micros,
     reads: ReadQueue,
     last_probe: ProbeId,
@@ -65,6 +67,7 @@ impl Leader {
             peers,
             heartbeat_at: now.after(common.config.heartbeat),
             heartbeat_due: false,
+            commit_notice_at: None,
             quorum_check_at: now.after(common.config.election_min),
             reads: ReadQueue::default(),
             last_probe: ProbeId(0),
@@ -72,7 +75,7 @@ impl Leader {
     }
 
     pub(crate) fn deadline(&self) -> Micros {
-        earliest([Some(self.heartbeat_at), Some(self.quorum_check_at)])
+        earliest([Some(self.heartbeat_at), Some(self.quorum_check_at), self.commit_notice_at])
     }
 
     pub(crate) fn peers(&self) -> &[Progress] {
@@ -240,6 +243,8 @@ impl Leader {
             match read.asker {
                 Asker::Here(ticket) => common.read_ready(ticket, index),
                 Asker::Peer(peer, question) => {
+                    // It serves the read once it has applied the index: it must not wait for the news.
+                    self.commit_notice_at = Some(common.now);
                     let msg = Message::ReadIndexReply { id: question, index };
                     common.outbox.send(peer, common.term(), msg);
                 }
@@ -251,8 +256,12 @@ impl Leader {
     pub(crate) fn flush(&mut self, common: &mut Common, out: &mut Effects) {
         let heartbeat = core::mem::take(&mut self.heartbeat_due);
         if common.is_stalled() {
+            self.commit_notice_at = None;
             return;
         }
+        let notice_at =
+            self.commit_notice_at.unwrap_or(common.now.after(common.config.commit_delay));
+        let mut notice_waits = false;
         let round = self.reads.round_due();
         if heartbeat || round {
             self.reads.announce();
@@ -263,11 +272,15 @@ impl Leader {
             let mut spoken = sender.replicate(common, peer);
             let idle_commit = common.commit.min(peer.next().prev());
             if !spoken && wants_commit(peer, idle_commit) {
-                // Nothing more will leave for a while: tell what is committed, so that it is applied.
-                let prev = common.log.position(peer.next().prev());
-                sender.append(common, peer, prev, None);
-                peer.sent_commit = idle_commit;
-                spoken = true;
+                if notice_at <= common.now {
+                    // Nothing left for a while: tell what is committed, so that it is applied.
+                    let prev = common.log.position(peer.next().prev());
+                    sender.append(common, peer, prev, None);
+                    peer.sent_commit = idle_commit;
+                    spoken = true;
+                } else {
+                    notice_waits = true;
+                }
             }
             let asked = round && common.membership().is_voter(peer.id);
             if heartbeat || (asked && !spoken) {
@@ -277,6 +290,7 @@ impl Leader {
             }
         }
         self.last_probe = sender.last_probe;
+        self.commit_notice_at = notice_waits.then_some(notice_at);
     }
 
     /// The role ends.

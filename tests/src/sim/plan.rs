@@ -284,6 +284,7 @@ impl Plan {
             max_tail_bytes: *random.pick(&[512, 16 << 10, 32 << 20]),
             max_waiting_reads: *random.pick(&[4, 16 << 10]),
             persist_stall: *random.pick(&[defaults.persist_stall, Duration::from_millis(300)]),
+            commit_delay: *random.pick(&[Duration::ZERO, Duration::from_millis(2)]),
             ..defaults
         }
     }
