@@ -131,6 +131,22 @@ impl<T> Inbox<T> {
         self.push_all(std::iter::once(item));
     }
 
+    /// Hands over an item that the consumer needs only when it is at work anyway: it lies there until
+    /// something else comes, a second one included.
+    pub(crate) fn push_lazily(&self, item: T) {
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        let alone = state.items.is_empty();
+        state.items.push(item);
+        let wake = !alone && std::mem::take(&mut state.sleeping);
+        drop(state);
+        if wake {
+            self.ready.notify_one();
+        }
+    }
+
     /// Hands items of the node itself over, with one wake-up.
     pub(crate) fn push_all(&self, items: impl IntoIterator<Item = T>) {
         let mut state = self.state.lock();
@@ -204,6 +220,27 @@ mod tests {
         assert_eq!(taken, ["a", "b", "c"], "everything at once, in order");
         taken.clear();
         assert_eq!(inbox.offer(Class::Client, load(9, 999), "large"), Ok(()), "alone it is taken");
+    }
+
+    #[test]
+    fn a_lazy_item_wakes_nobody_and_is_there_with_the_next() {
+        let inbox = Arc::new(Inbox::<u32>::new(SMALL, SMALL));
+        let consumer = {
+            let inbox = Arc::clone(&inbox);
+            std::thread::spawn(move || {
+                let mut taken = Vec::new();
+                let far = Instant::now() + Duration::from_secs(60);
+                assert_eq!(inbox.take(&mut taken, Some(far)), Taken::Open);
+                taken
+            })
+        };
+        while !inbox.state.lock().sleeping {
+            std::thread::yield_now();
+        }
+        inbox.push_lazily(1);
+        assert!(inbox.state.lock().sleeping, "one lazy item leaves the consumer asleep");
+        inbox.push_lazily(2);
+        assert_eq!(consumer.join().expect("no panic"), [1, 2], "a second one wakes it");
     }
 
     #[test]

@@ -277,7 +277,13 @@ pub(crate) fn run_apply(shared: &Shared, jobs: &Inbox<ApplyJob<Waiter>>, mut app
                 return;
             }
         }
-        shared.inbox.push_all(done.drain(..));
+        // Consensus makes room by it, and finds it there when something comes that needs the room. It
+        // hands out several batches at a time, so it never sleeps for want of the news of one.
+        if done.len() == 1 {
+            done.drain(..).for_each(|news| shared.inbox.push_lazily(news));
+        } else {
+            shared.inbox.push_all(done.drain(..));
+        }
     }
     if shared.lifecycle.failure().is_none() {
         let (result, _nobody_waits) = applier.handle::<Waiter>(ApplyJob::Flush);
