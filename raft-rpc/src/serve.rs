@@ -39,10 +39,10 @@ pub struct AnswerDelay {
     pub time: Duration,
 }
 
-/// For `deliver`: an eighth of a link's window, and a small part of its patience. Without it every batch of
+/// For `deliver`: a third of a link's window, and a small part of its patience. Without it every batch of
 /// messages would cost a packet and a wake-up on the way back.
 pub const DELIVER_ANSWER_DELAY: AnswerDelay =
-    AnswerDelay { count: 4, time: Duration::from_millis(25) };
+    AnswerDelay { count: 12, time: Duration::from_millis(25) };
 
 /// Serves one connection until the other side closes it, or until `stop` is done and every request
 /// under way is answered.
