@@ -5,7 +5,8 @@
 //!
 //! What a caller is told:
 //! * nothing was sent (no connection, queue full): the write had no effect, and may be tried elsewhere;
-//! * sent, and the connection broke or nothing came in time: the outcome is unknown;
+//! * sent, and the connection broke, another node leads now, or nothing came in time: the outcome is
+//!   unknown. A leader that was replaced may be frozen and never answer;
 //! * else the leader's own answer.
 
 use std::{
@@ -121,11 +122,13 @@ impl ForwardTask {
         count > 0
     }
 
-    /// Hands over what comes until the connection ends.
+    /// Hands over what comes until the connection ends, or the peer leads no more while writes wait for it.
     async fn session(&mut self, connection: Connection<ForwardClient>, jobs: &mut Vec<ForwardJob>) {
         let Connection { client, mut dispatch, .. } = connection;
         let mut under_way = FuturesUnordered::new();
         let mut calls = Vec::new();
+        let mut leadership = self.shared.leadership.subscribe();
+        let peer = self.peer;
         loop {
             while let Some(batch) = next_batch(jobs, self.options.max_frame_bytes / 2) {
                 let shared = Arc::clone(&self.shared);
@@ -135,6 +138,8 @@ impl ForwardTask {
                 biased;
                 Some(()) = under_way.next(), if !under_way.is_empty() => {}
                 _ended = &mut dispatch => break,
+                _replaced = leadership.wait_for(|known| known.leader.is_some_and(|leader| leader != peer)),
+                    if !under_way.is_empty() => break,
                 count = self.queue.recv_many(&mut calls, QUEUE_CALLS), if under_way.len() < IN_FLIGHT_MAX => {
                     if count == 0 {
                         break;
@@ -213,9 +218,9 @@ fn fill(shared: &Shared, peer: NodeId, slots: Vec<Slot>, answer: Result<Vec<Answ
         Err(RpcError::Send(error)) => WireError::BadInput {
             reason: format!("the write cannot be handed to node {peer}: {error}"),
         },
-        Err(RpcError::Shutdown | RpcError::Channel(_)) => {
-            unknown(format!("connection to node {peer} lost after send"))
-        }
+        Err(RpcError::Shutdown | RpcError::Channel(_)) => unknown(format!(
+            "node {peer} leads no more, or the connection to it was lost, after send"
+        )),
         Err(RpcError::DeadlineExceeded) => unknown(format!("no answer from node {peer} in time")),
         Err(RpcError::Server(error)) => unknown(format!("node {peer}: {error}")),
     };

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use kv_client::{Consistency, Effect};
-use raft_rpc::Role;
+use raft_rpc::{
+    Condition, Request, Response, Role, TimedRequest, WireError, WriteOperation, WriteRequest,
+};
 use tests::{
     cluster::{Cluster, Lead, WAIT_LIMIT},
     programs,
@@ -87,6 +89,49 @@ async fn a_frozen_leader_steps_down_when_it_goes_on_and_tells_nobody_anything_ol
         }
         Err(error) if error.effect() == Effect::None => assert_eq!(found, None, "{error}"),
         Err(error) => assert_eq!(error.effect(), Effect::Unknown, "{error}"),
+    }
+    cluster.wait_for_equal_states().await;
+}
+
+/// The follower knows of the new leader long before the frozen one could answer: its caller is told at
+/// once that the outcome is unknown, and can repeat the write under the same tag.
+#[tokio::test]
+async fn a_write_handed_to_a_leader_that_froze_is_answered_once_another_leads() {
+    let mut cluster = Cluster::started_calm(programs!(), 4).await;
+    let old = cluster.wait_for_agreement().await;
+    let through = cluster.others(old.node)[0];
+    let (address, options) = (cluster.endpoint(through), raft_rpc::ConnectOptions::default());
+    let connected =
+        raft_rpc::connect_client(&raft_rpc::TcpConnector, &address, None, &options).await.unwrap();
+    let raft_rpc::Connection { client, dispatch, .. } = connected;
+    let dispatch = tokio::spawn(dispatch);
+    // Longer than the test may take: only the change of leader can end the wait.
+    let patience = WAIT_LIMIT * 10;
+    let put = TimedRequest {
+        timeout_ms: u32::try_from(patience.as_millis()).unwrap(),
+        request: Request::Write(WriteRequest {
+            tag: None,
+            operation: WriteOperation::Put {
+                key: "waiting".into(),
+                value: "sent to a frozen node".into(),
+                condition: Condition::Always,
+                return_previous: false,
+            },
+        }),
+    };
+
+    cluster.freeze(old.node);
+    let answer = client.execute(raft_rpc::context_for(patience), vec![put]);
+    let answer =
+        tokio::time::timeout(WAIT_LIMIT, answer).await.expect("an answer while it is frozen");
+    cluster.thaw(old.node);
+    dispatch.abort();
+
+    match answer.unwrap().remove(0) {
+        Err(WireError::OutcomeUnknown { node, .. }) => assert_eq!(node, through.get()),
+        // The election was over before the write came.
+        Ok(Response::Written { .. }) => {}
+        other => panic!("{other:?}"),
     }
     cluster.wait_for_equal_states().await;
 }
