@@ -363,14 +363,14 @@ fn an_idle_store_is_flushed_so_that_the_next_start_replays_nothing() {
 }
 
 #[test]
-fn an_idle_store_with_open_sessions_is_flushed_with_the_next_tick() {
+fn an_idle_store_with_open_sessions_is_flushed_with_their_rows() {
     let mut cluster = Cluster::new(1, 2);
     cluster.await_leader();
     let Ok(Response::Session { id: session }) = cluster.write(1, &register()) else {
         panic!("no session")
     };
     let first = cluster.write(1, &tagged(put("a", "1"), session, 1));
-    cluster.idle(45);
+    cluster.idle(32);
     let applied = cluster.parts(1).applier.applied();
     assert!(applied.durable > LogIndex(2), "session and write are in tables: {applied:?}");
     cluster.crash(1, CrashPolicy::LOSE_UNSYNCED);

@@ -62,6 +62,27 @@ fn get(store: &Store, key: &[u8]) -> Option<(Vec<u8>, u64)> {
 }
 
 #[test]
+fn an_addendum_is_in_tables_together_with_the_position_it_belongs_to() {
+    let vfs = Arc::new(MemVfs::new(1));
+    let store = open(&vfs, options());
+    put(&store, 5, 10, b"a", b"1");
+    let mut run = store.begin_addendum().expect("begins");
+    assert_eq!(*run.position(), position(5), "the position stays");
+    let again = run.apply(DATA, SequenceNumber(10), &[Op::Delete { key: b"a" }]);
+    assert!(matches!(again, Err(Error::AlreadyApplied { .. })), "{again:?}");
+    run.apply(META, SequenceNumber(5), &[Op::Put { key: b"m", value: b"x" }]).expect("applies");
+    assert!(matches!(store.begin_addendum(), Err(Error::InvalidArgument(_))), "one run at a time");
+    run.publish().expect("publishes");
+    assert_eq!(store.flush().expect("flushes"), position(5));
+    store.close().expect("closes");
+    let store = open(&vfs, options());
+    assert_eq!(store.durable_position(), position(5));
+    let row = store.get(META, b"m").expect("reads").expect("is there");
+    assert_eq!((&*row.value, row.sequence), (&b"x"[..], SequenceNumber(5)));
+    put(&store, 6, 11, b"a", b"2");
+}
+
+#[test]
 fn a_run_becomes_visible_as_a_whole_and_reads_itself() {
     let store = open(&Arc::new(MemVfs::new(1)), options());
     let mut run = store.begin_run(position(5)).expect("begins");

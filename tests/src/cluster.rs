@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Output, Stdio},
     sync::atomic::{AtomicU16, Ordering},
@@ -484,14 +484,11 @@ pub fn free_ports(count: u16) -> u16 {
         if (base - FIRST) / PEER_PORT_OFFSET % 2 == 1 {
             continue;
         }
-        let mut held = Vec::new();
-        let free = (base..base + count).all(|port| {
-            [port, port + PEER_PORT_OFFSET].into_iter().all(|port| {
-                TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-                    .map(|held_one| held.push(held_one))
-                    .is_ok()
-            })
-        });
+        // Asked by dialling, not by binding: a process that another test starts just then would inherit the
+        // bound socket for a moment, and keep the port from whom it was meant for.
+        let is_free = |port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err();
+        let free = (base..base + count)
+            .all(|port| [port, port + PEER_PORT_OFFSET].into_iter().all(is_free));
         if free {
             return base;
         }

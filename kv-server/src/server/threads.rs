@@ -285,11 +285,10 @@ pub(crate) fn run_apply(shared: &Shared, jobs: &Inbox<ApplyJob<Waiter>>, mut app
             shared.inbox.push_all(done.drain(..));
         }
     }
-    if shared.lifecycle.failure().is_none() {
-        let (result, _nobody_waits) = applier.handle::<Waiter>(ApplyJob::Flush);
-        if let ApplyDone::Failed { reason } = result {
-            tracing::warn!(%reason, "the last flush failed; the log holds everything");
-        }
+    if shared.lifecycle.failure().is_none()
+        && let Err(reason) = applier.close()
+    {
+        tracing::warn!(%reason, "the last flush failed; the log holds everything");
     }
 }
 

@@ -89,8 +89,6 @@ pub struct Applier {
     reader: StateReader,
     state: State,
     sessions: SessionTable,
-    /// A flush was asked for, but session rows have to be written first, with the next run.
-    flush_wanted: bool,
     /// The floor that is in force in the engine.
     floor: u64,
     /// Why nothing is applied any more.
@@ -165,7 +163,6 @@ impl Applier {
             store,
             state,
             sessions,
-            flush_wanted: false,
             failed: None,
             row: Vec::new(),
         })
@@ -224,11 +221,8 @@ impl Applier {
         if let Some(reason) = &self.failed {
             return ApplyDone::Failed { reason: reason.clone() };
         }
-        if self.sessions.is_dirty() {
-            self.flush_wanted = true;
-            return ApplyDone::Applied(self.applied());
-        }
-        match self.store.start_flush() {
+        let started = self.add_session_rows().and_then(|()| self.store.start_flush());
+        match started {
             Ok(()) => ApplyDone::Applied(self.applied()),
             Err(error) => {
                 let reason = error.to_string();
@@ -236,6 +230,30 @@ impl Applier {
                 ApplyDone::Failed { reason }
             }
         }
+    }
+
+    /// The end of a node that was asked to stop: brings everything applied into tables, waits for that,
+    /// and releases the engine, so that the next start replays nothing.
+    ///
+    /// # Errors
+    /// What failed; the log still holds everything.
+    pub fn close(mut self) -> Result<(), ApplyError> {
+        if self.failed.is_none() {
+            self.add_session_rows()?;
+            self.store.flush()?;
+        }
+        Ok(self.store.close()?)
+    }
+
+    /// Writes the sessions that changed since the last freeze beside the position they belong to: a flush
+    /// cuts off the past from which they could be replayed.
+    fn add_session_rows(&mut self) -> Result<(), Error> {
+        if !self.sessions.is_dirty() {
+            return Ok(());
+        }
+        let mut run = self.store.begin_addendum()?;
+        self.write_session_rows(&mut run)?;
+        run.publish()
     }
 
     /// Applies `entries` as one run. The answers are in the order of `waiters`.
@@ -282,15 +300,11 @@ impl Applier {
         self.state.pos = last.pos;
         self.state.session_changes = self.sessions.changes();
         self.state.sessions = self.sessions.len();
-        if self.flush_wanted || self.store.freeze_is_due() {
+        if self.store.freeze_is_due() {
             self.write_session_rows(&mut run)?;
         }
         run.set_extra(self.state.extra())?;
         run.publish()?;
-        if self.flush_wanted {
-            self.flush_wanted = false;
-            self.store.start_flush()?;
-        }
         self.raise_floor()?;
         Ok(told.into_iter().map(|told| self.answer(told)).collect())
     }

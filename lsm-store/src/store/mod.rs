@@ -140,6 +140,29 @@ impl Store {
         self.begin(position)
     }
 
+    /// Begins a run at the position the store is at already, for what has to be in tables together with
+    /// it: a cache of the caller that is written only when a flush would cut its past off. The numbers
+    /// it applies must be above their partition's last, as in any run.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if a run is open, or with [`Mode::Wal`]; `Poisoned`, `Closed`.
+    pub fn begin_addendum(&self) -> Result<Run> {
+        if self.inner().options.mode == Mode::Wal {
+            let detail = "a store with its own log takes batches with `write`, not runs";
+            return Err(Error::InvalidArgument(detail.to_owned()));
+        }
+        let inner = self.inner();
+        let mut state = inner.state.lock();
+        check_no_run(&state)?;
+        state.check_writable()?;
+        state.run_open = true;
+        let active = Arc::clone(&state.active);
+        drop(state);
+        let visible = inner.visible.load();
+        let (position, sequences) = (visible.position.clone(), visible.sequences.clone());
+        Ok(Run::new(Arc::clone(&self.0.inner), active, position, sequences))
+    }
+
     pub(crate) fn begin(&self, position: Position) -> Result<Run> {
         check_extra(&position.extra)?;
         let inner = self.inner();

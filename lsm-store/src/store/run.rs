@@ -146,7 +146,7 @@ impl Run {
     /// `Poisoned`, `Closed`: nothing became visible.
     ///
     /// # Panics
-    /// If the visible position would fall, which [`Store::begin_run`](crate::Store::begin_run) has excluded.
+    /// If the visible position would fall, which the store excludes when it begins a run.
     pub fn publish(mut self) -> Result<()> {
         let mut state = self.inner.state.lock();
         state.check_writable()?;
@@ -156,7 +156,7 @@ impl Run {
         };
         let before = self.inner.visible.load();
         assert!(
-            before.position.index < visible.position.index,
+            before.position.index <= visible.position.index,
             "published position falls from {} to {}",
             before.position.index,
             visible.position.index

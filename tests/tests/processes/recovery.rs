@@ -71,6 +71,12 @@ async fn a_cluster_stopped_in_order_exits_with_0_and_keeps_everything() {
     cluster.wait_for_agreement().await;
     let client = cluster.client().await;
     assert_eq!(content(&client, Consistency::Linearizable).await, before);
+    for id in cluster.ids() {
+        let log = cluster.log(id);
+        let started = log.lines().rfind(|line| line.contains(" replayed=")).expect("a start");
+        assert!(started.contains(" formatted=false"), "node {id}, the second start: {started}");
+        assert!(started.contains(" replayed=0 "), "node {id} had everything in tables: {started}");
+    }
 }
 
 #[tokio::test]
