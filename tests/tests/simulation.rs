@@ -140,5 +140,5 @@ fn a_state_machine_that_skips_a_command_is_noticed() {
 
 #[test]
 fn a_state_machine_that_skips_a_command_is_noticed_by_what_clients_see() {
-    assert_caught(Sabotage::SkipOneApply, false, 50, &["not linearizable"]);
+    assert_caught(Sabotage::SkipOneApply, false, 200, &["not linearizable"]);
 }
