@@ -2,6 +2,7 @@
 //! schedules under the invariants. All drive the public interface only.
 
 mod cluster;
+mod commit_delay;
 mod invariants;
 mod transcripts;
 

@@ -756,38 +756,3 @@ fn old_entries_leave_memory_and_are_loaded_for_a_late_follower() {
     assert_eq!(cluster.status(n(3)).applied, LogIndex(501));
     assert!(cluster.status(n(3)).tail_bytes <= 2_500);
 }
-
-/// §5.3: followers learn the commit index with the next entries; if none come within the commit
-/// delay, in a message of their own; and one that asked for a read index at once.
-#[test]
-fn commit_index_rides_on_the_next_entries_or_comes_after_the_commit_delay() {
-    let delay = Duration::from_millis(2);
-    let config = Config { commit_delay: delay, ..Config::default() };
-    let mut cluster = Cluster::new(voters(3), &config, 3);
-    cluster.timeout(n(1));
-    cluster.settle();
-    cluster.run_until(cluster.now.after(delay));
-    cluster.settle();
-    let known = |cluster: &Cluster, id| cluster.status(n(id)).commit;
-    let before = known(&cluster, 1);
-    assert_eq!((known(&cluster, 2), known(&cluster, 3)), (before, before), "the delay has passed");
-
-    cluster.propose(n(1), commands(1));
-    cluster.settle();
-    assert_eq!(known(&cluster, 1), before.next(), "a quorum has it");
-    assert_eq!(known(&cluster, 2), before, "nothing was sent for the commit index alone");
-    cluster.propose(n(1), commands(1));
-    cluster.settle();
-    assert_eq!(known(&cluster, 2), before.next(), "it came with the next entries");
-
-    cluster.read(n(2));
-    cluster.settle();
-    assert_eq!(known(&cluster, 2), before.next().next(), "a reader does not wait for the delay");
-
-    cluster.propose(n(1), commands(1));
-    cluster.settle();
-    cluster.run_until(cluster.now.after(delay));
-    cluster.settle();
-    let last = known(&cluster, 1);
-    assert_eq!((known(&cluster, 2), known(&cluster, 3)), (last, last), "told after the delay");
-}
