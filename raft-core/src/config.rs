@@ -19,8 +19,8 @@ pub struct Config {
     pub persist_stall: Duration,
     /// How long a follower that misses nothing but a higher commit index waits for the next entries
     /// to bring it, before it is told in a message of its own. A caller that waits for each write
-    /// before the next then costs half the messages. A follower that asked for a read index is told
-    /// at once. 0.
+    /// before the next then costs half the messages. The messages that confirm a read carry the commit
+    /// index too, so a reader does not wait for it. 0.
     pub commit_delay: Duration,
     /// Limit on the encoded entries of one append message; one entry always fits. 1 MiB.
     pub max_append_bytes: usize,

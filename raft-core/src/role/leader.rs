@@ -243,8 +243,6 @@ impl Leader {
             match read.asker {
                 Asker::Here(ticket) => common.read_ready(ticket, index),
                 Asker::Peer(peer, question) => {
-                    // It serves the read once it has applied the index: it must not wait for the news.
-                    self.commit_notice_at = Some(common.now);
                     let msg = Message::ReadIndexReply { id: question, index };
                     common.outbox.send(peer, common.term(), msg);
                 }
