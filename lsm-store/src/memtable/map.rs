@@ -87,6 +87,14 @@ fn entry((key, (kind, value)): (&Key, &(Kind, Bytes))) -> MemEntry {
     }
 }
 
+const fn bound(from: Start<'_>) -> Bound<(&[u8], u64)> {
+    match from {
+        Start::End => Bound::Unbounded,
+        Start::Including(key, sequence) => Bound::Included((key, sequence)),
+        Start::Excluding(key, sequence) => Bound::Excluded((key, sequence)),
+    }
+}
+
 impl MemIndex for MapIndex {
     fn insert(&mut self, e: MemEntry) -> bool {
         self.0.insert(Key { user_key: e.key, sequence: e.sequence }, (e.kind, e.value)).is_none()
@@ -100,35 +108,15 @@ impl MemIndex for MapIndex {
     }
 
     fn copy_forward(&self, from: Start<'_>, max: usize, out: &mut Vec<MemEntry>) {
-        let at;
-        let low: Bound<&dyn AsInternal> = match from {
-            Start::End => Bound::Unbounded,
-            Start::Including(key, sequence) => {
-                at = (key, sequence);
-                Bound::Included(&at)
-            }
-            Start::Excluding(key, sequence) => {
-                at = (key, sequence);
-                Bound::Excluded(&at)
-            }
-        };
+        let at = bound(from);
+        let low = at.as_ref().map(|at| -> &dyn AsInternal { at });
         let range = self.0.range::<dyn AsInternal, _>((low, Bound::Unbounded));
         out.extend(range.take(max).map(entry));
     }
 
     fn copy_backward(&self, from: Start<'_>, max: usize, out: &mut Vec<MemEntry>) {
-        let at;
-        let high: Bound<&dyn AsInternal> = match from {
-            Start::End => Bound::Unbounded,
-            Start::Including(key, sequence) => {
-                at = (key, sequence);
-                Bound::Included(&at)
-            }
-            Start::Excluding(key, sequence) => {
-                at = (key, sequence);
-                Bound::Excluded(&at)
-            }
-        };
+        let at = bound(from);
+        let high = at.as_ref().map(|at| -> &dyn AsInternal { at });
         let range = self.0.range::<dyn AsInternal, _>((Bound::Unbounded, high));
         out.extend(range.rev().take(max).map(entry));
     }

@@ -125,6 +125,14 @@ impl Store {
         self.0.wal.get()
     }
 
+    fn check_takes_runs(&self) -> Result<()> {
+        if self.inner().options.mode == Mode::Wal {
+            let detail = "a store with its own log takes batches with `write`, not runs";
+            return Err(Error::InvalidArgument(detail.to_owned()));
+        }
+        Ok(())
+    }
+
     /// Begins a run that moves the store to `position`, whose index must be above the last run's. If the
     /// active memtables are full they are frozen first; if too much background work is pending then, the
     /// call waits, up to [`Options::stall_max`](crate::Options::stall_max).
@@ -133,10 +141,7 @@ impl Store {
     /// `AlreadyApplied` if the index is not above the last; `Stalled`; `InvalidArgument` if a run is
     /// open, or with [`Mode::Wal`]; `TooLarge` for `extra`; `Poisoned`, `Closed`. Nothing was changed.
     pub fn begin_run(&self, position: Position) -> Result<Run> {
-        if self.inner().options.mode == Mode::Wal {
-            let detail = "a store with its own log takes batches with `write`, not runs";
-            return Err(Error::InvalidArgument(detail.to_owned()));
-        }
+        self.check_takes_runs()?;
         self.begin(position)
     }
 
@@ -147,10 +152,7 @@ impl Store {
     /// # Errors
     /// `InvalidArgument` if a run is open, or with [`Mode::Wal`]; `Poisoned`, `Closed`.
     pub fn begin_addendum(&self) -> Result<Run> {
-        if self.inner().options.mode == Mode::Wal {
-            let detail = "a store with its own log takes batches with `write`, not runs";
-            return Err(Error::InvalidArgument(detail.to_owned()));
-        }
+        self.check_takes_runs()?;
         let inner = self.inner();
         let mut state = inner.state.lock();
         check_no_run(&state)?;
