@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::internal_key::{Kind, compare};
 use crate::iter::InternalIter;
-use crate::sstable::block::BlockIter;
+use crate::sstable::block_iter::BlockIter;
 use crate::sstable::format::BlockKind;
 use crate::sstable::reader::Table;
 

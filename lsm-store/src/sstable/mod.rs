@@ -16,6 +16,7 @@
 
 pub(crate) mod block;
 pub(crate) mod block_builder;
+pub(crate) mod block_iter;
 pub(crate) mod builder;
 pub(crate) mod filter;
 pub(crate) mod format;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::checksum::Digester;
 use crate::error::{Error, IoContext, Result};
 use crate::internal_key::{InternalKey, Kind, compare};
-use crate::sstable::block::BlockIter;
+use crate::sstable::block_iter::BlockIter;
 use crate::sstable::entry_digest;
 use crate::sstable::filter::{Filter, key_hash};
 use crate::sstable::format::{BlockKind, Handle};
