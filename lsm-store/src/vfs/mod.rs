@@ -156,6 +156,28 @@ pub trait VfsFile: Send + Sync + Debug {
     /// # Errors
     /// `StorageFull`, or what the file system says.
     fn allocate(&self, len: u64) -> io::Result<()>;
+
+    /// Says how `[offset, offset + len)` will be read. Only speed depends on it, so it cannot fail; without
+    /// an implementation it does nothing.
+    fn advise(&self, _offset: u64, _len: u64, _advice: Advice) {}
+
+    /// Asks for `[offset, offset + len)`, written before, to be brought to the device soon, so that the
+    /// sync at the end has less to do. A hint: nothing is durable by it. Without an implementation it does
+    /// nothing.
+    fn hint_write_back(&self, _offset: u64, _len: u64) {}
+}
+
+/// How a stretch of a file will be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Advice {
+    /// From front to back: read ahead.
+    Sequential,
+    /// Here and there: do not read ahead.
+    Random,
+    /// Soon: begin to read.
+    WillNeed,
+    /// Not soon: what is in memory of it may go, so that the next read is of the device.
+    DontNeed,
 }
 
 /// Holds a lock until it is dropped.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::{Vfs, VfsFile, VfsLock};
+use super::{Advice, Vfs, VfsFile, VfsLock};
 
 /// The real file system. Stateless.
 #[derive(Debug, Clone, Copy, Default)]
@@ -151,6 +151,30 @@ impl VfsFile for RealFile {
             };
         }
     }
+
+    fn advise(&self, offset: u64, len: u64, advice: Advice) {
+        let advice = match advice {
+            Advice::Sequential => rustix::fs::Advice::Sequential,
+            Advice::Random => rustix::fs::Advice::Random,
+            Advice::WillNeed => rustix::fs::Advice::WillNeed,
+            Advice::DontNeed => rustix::fs::Advice::DontNeed,
+        };
+        self.fadvise(offset, len, advice);
+    }
+
+    fn hint_write_back(&self, offset: u64, len: u64) {
+        // On Linux this begins to write dirty pages back, without waiting, and drops only clean ones: of
+        // what was written a moment ago none is.
+        self.fadvise(offset, len, rustix::fs::Advice::DontNeed);
+    }
+}
+
+impl RealFile {
+    fn fadvise(&self, offset: u64, len: u64, advice: rustix::fs::Advice) {
+        // The operating system takes no length for "to the end of the file".
+        let Some(len) = std::num::NonZeroU64::new(len) else { return };
+        let _advice_only = rustix::fs::fadvise(&self.file, offset, Some(len), advice).is_ok();
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +195,11 @@ mod tests {
         assert_eq!(file.len().expect("a length"), 8192, "allocation extends the file");
         file.write_all_at(b"hello", 100).expect("written");
         file.sync_data().expect("synced");
+        file.hint_write_back(100, 5);
+        for advice in [Advice::Sequential, Advice::Random, Advice::WillNeed, Advice::DontNeed] {
+            file.advise(0, 8192, advice);
+            file.advise(0, 0, advice);
+        }
         let mut buf = [0; 5];
         vfs.open_read(&path).expect("open").read_exact_at(&mut buf, 100).expect("read");
         assert_eq!(&buf, b"hello", "what was written");

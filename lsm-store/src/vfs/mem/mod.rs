@@ -51,7 +51,8 @@ struct World {
     stopped: bool,
     faults: Vec<Fault>,
     faults_fired: u64,
-    free_space: u64,
+    /// Bytes the device holds; `None`: more than any test writes.
+    capacity: Option<u64>,
     rng: SplitMix64,
     /// Copies taken before each mutating call, if wanted.
     recorded: Option<Vec<Self>>,
@@ -96,7 +97,14 @@ fn failure(kind: FaultKind) -> io::Error {
         FaultKind::NoSpace => {
             io::Error::new(io::ErrorKind::StorageFull, "injected: no space left on device")
         }
+        FaultKind::CrossesDevices => {
+            io::Error::new(io::ErrorKind::CrossesDevices, "injected: another file system")
+        }
     }
+}
+
+fn full() -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, "the simulated device is full")
 }
 
 impl World {
@@ -162,6 +170,33 @@ impl World {
         self.files.get_mut(&file).ok_or_else(stale)
     }
 
+    /// Bytes that can still be written.
+    fn free(&self) -> u64 {
+        const PLENTY: u64 = 1 << 40;
+        let Some(capacity) = self.capacity else { return PLENTY };
+        capacity.saturating_sub(self.files.values().map(FileData::len).sum())
+    }
+
+    /// Writes as much as the device has room for.
+    fn write(&mut self, file: u64, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let free = if self.capacity.is_some() { self.free() } else { u64::MAX };
+        let data = self.data(file)?;
+        let room = data.len().saturating_add(free).saturating_sub(offset);
+        let fits = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
+        data.write(bytes.get(..fits).unwrap_or(bytes), offset)?;
+        if fits == bytes.len() { Ok(()) } else { Err(full()) }
+    }
+
+    /// Lengthens a file, if the device has room for that.
+    fn lengthen(&mut self, file: u64, len: u64) -> io::Result<()> {
+        let free = self.free();
+        let data = self.data(file)?;
+        if len.saturating_sub(data.len()) > free {
+            return Err(full());
+        }
+        data.set_len(len.max(data.len()))
+    }
+
     fn forget_unused(&mut self) {
         let Self { names, files, handles, .. } = self;
         let mentioned = names.mentioned();
@@ -194,7 +229,7 @@ impl MemVfs {
             stopped: false,
             faults: Vec::new(),
             faults_fired: 0,
-            free_space: 1 << 40,
+            capacity: None,
             rng: SplitMix64::new(seed),
             recorded: None,
         };
@@ -284,9 +319,10 @@ impl MemVfs {
         self.world.lock().faults_fired
     }
 
-    /// Sets what [`Vfs::free_space`] says.
-    pub fn set_free_space(&self, bytes: u64) {
-        self.world.lock().free_space = bytes;
+    /// Limits the device to so many bytes of files; `None` ends the limit. A write beyond it fails with
+    /// `StorageFull` after the part that fits, until files are removed or the limit is raised.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.world.lock().capacity = bytes;
     }
 
     /// All files, sorted. Not counted as a call.
@@ -450,7 +486,7 @@ impl Vfs for MemVfs {
     }
 
     fn free_space(&self, path: &Path) -> io::Result<u64> {
-        self.world.lock().whole(Op::Open, path, |world| Ok(world.free_space))
+        self.world.lock().whole(Op::Open, path, |world| Ok(world.free()))
     }
 }
 
@@ -518,9 +554,9 @@ impl VfsFile for MemFile {
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.with(|world| match world.admit(Op::Write, &self.path)? {
-            Verdict::Go => world.data(self.file)?.write(buf, offset),
+            Verdict::Go => world.write(self.file, buf, offset),
             Verdict::Stop => {
-                world.data(self.file)?.write(buf, offset)?;
+                world.write(self.file, buf, offset)?;
                 Err(stopped())
             }
             Verdict::Fail(kind) => {
@@ -554,10 +590,7 @@ impl VfsFile for MemFile {
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         self.with(|world| {
-            world.whole(Op::Allocate, &self.path, |world| {
-                let data = world.data(self.file)?;
-                data.set_len(len.max(data.len()))
-            })
+            world.whole(Op::Allocate, &self.path, |world| world.lengthen(self.file, len))
         })
     }
 }

@@ -118,6 +118,8 @@ impl OpSet {
     pub const OPENS: Self = Self(Op::Open.bit() | Op::List.bit());
     /// Writes of content, new lengths, reserved space.
     pub const WRITES: Self = Self(Op::Write.bit() | Op::SetLen.bit() | Op::Allocate.bit());
+    /// Second names.
+    pub const LINKS: Self = Self(Op::Link.bit());
     /// Syncs of files.
     pub const SYNCS: Self = Self(Op::Sync.bit());
     /// Syncs of directories.
@@ -151,6 +153,8 @@ pub enum FaultKind {
     Io,
     /// `ENOSPC`. A write has then written a part.
     NoSpace,
+    /// `EXDEV`: both names of a link are on different file systems.
+    CrossesDevices,
 }
 
 /// When a call fails.

@@ -193,3 +193,59 @@ fn an_unlinked_file_stays_readable_while_open() {
     assert_eq!(&buf, b"one");
     assert_eq!(vfs.open_read(path("/a")).expect_err("gone").kind(), io::ErrorKind::NotFound);
 }
+
+#[test]
+fn a_full_device_takes_the_part_that_fits_and_has_room_again_when_files_go() {
+    let vfs = MemVfs::new(1);
+    durable_file(&vfs, "/a", &[1; 600]);
+    vfs.set_capacity(Some(1000));
+    assert_eq!(vfs.free_space(path("/")).expect("asked"), 400, "what is left");
+    let file = vfs.create_new(path("/b")).expect("created");
+    let error = file.write_all_at(&[2; 500], 0).expect_err("full");
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert_eq!(vfs.content(path("/b")).expect("there").len(), 400, "the part that fits");
+    file.write_all_at(&[3; 400], 0).expect("what is there can be written over");
+    assert_eq!(
+        file.allocate(500).expect_err("full").kind(),
+        io::ErrorKind::StorageFull,
+        "reserving takes room, too"
+    );
+    vfs.unlink(path("/a")).expect("removed");
+    vfs.sync_dir(path("/")).expect("synced");
+    assert_eq!(vfs.free_space(path("/")).expect("asked"), 600, "room of the removed file");
+    file.allocate(1000).expect("fits");
+    vfs.set_capacity(None);
+    file.write_all_at(&[4; 5000], 0).expect("no limit");
+}
+
+#[test]
+fn a_second_name_lasts_with_its_directory_and_shares_what_the_file_has() {
+    let vfs = MemVfs::new(1);
+    durable_file(&vfs, "/a", b"one");
+    vfs.link(path("/a"), path("/b")).expect("linked");
+    vfs.unlink(path("/a")).expect("removed");
+    let either = CrashPolicy { data: DataLoss::LoseAll, names: NameLoss::Random };
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..40 {
+        let world = vfs.fork();
+        world.crash(either, seed);
+        for name in world.files() {
+            assert_eq!(world.content(&name).expect("there"), b"one", "the file behind {name:?}");
+        }
+        seen.insert(world.files().len());
+    }
+    assert_eq!(seen, [0, 1, 2].into(), "both changes of names last or not on their own");
+    vfs.sync_dir(path("/")).expect("synced");
+    vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
+    assert_eq!(vfs.files(), [path("/b")], "both changes are durable");
+    let crossing = Fault {
+        ops: OpSet::LINKS,
+        when: FaultWhen::Always,
+        kind: FaultKind::CrossesDevices,
+        path_contains: String::new(),
+    };
+    vfs.add_fault(crossing);
+    let error = vfs.link(path("/b"), path("/c")).expect_err("refused");
+    assert_eq!(error.kind(), io::ErrorKind::CrossesDevices);
+    vfs.rename(path("/b"), path("/c")).expect("only links are refused");
+}
