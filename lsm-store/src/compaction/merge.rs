@@ -3,16 +3,20 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::compaction::cut::Cutter;
 use crate::compaction::gc::{Fate, KeyFate};
-use crate::compaction::picker::GRANDPARENTS_MAX;
 use crate::error::Result;
 use crate::iter::InternalIter;
+use crate::iter::level::Tables;
 use crate::iter::merge::MergeIter;
+use crate::manifest::version::covering;
 use crate::sstable::builder::{TableBuilder, TableLayout};
-use crate::sstable::reader::Table;
 use crate::sstable::{TableMeta, entry_digest};
 use crate::types::FileNumber;
 use crate::vfs::VfsFile;
+
+/// What an entry costs besides its key and value.
+const ENTRY_BYTES: u64 = 8;
 
 /// A fresh file for an output table.
 #[derive(Debug)]
@@ -24,16 +28,25 @@ pub(crate) struct OutputFile {
 }
 
 /// What a merge is to do.
-pub(crate) struct MergeSpec<'a> {
+#[derive(Debug)]
+pub(crate) struct MergeSpec {
     pub(crate) partition: u8,
     /// See [`crate::compaction::gc`]; frozen.
     pub(crate) bound: u64,
     pub(crate) layout: TableLayout,
-    pub(crate) table_bytes: u64,
-    /// Whether an older version of a user key may be outside of the job.
-    pub(crate) older_elsewhere: &'a dyn Fn(&[u8]) -> bool,
-    /// Tables of the level below the output's: an output overlaps only so many of them.
-    pub(crate) grandparents: &'a [Arc<Table>],
+    pub(crate) cutter: Cutter,
+    pub(crate) older: Older,
+}
+
+/// Where versions of a key may be that are older than all of a job's and not part of it: lists of
+/// tables, each in order and without overlap.
+#[derive(Debug)]
+pub(crate) struct Older(pub(crate) Vec<Tables>);
+
+impl Older {
+    fn may_hold(&self, key: &[u8]) -> bool {
+        self.0.iter().any(|tables| covering(tables, key).is_some())
+    }
 }
 
 /// Entries and the sum of their digests.
@@ -59,49 +72,102 @@ pub(crate) struct Merged {
     pub(crate) spent_deletes: u64,
 }
 
-/// Merges `input` into tables made by `create`.
-///
-/// # Errors
-/// Whatever reading or writing gives; the tables made so far are then the caller's to remove.
-///
-/// # Panics
-/// If what was read is not what was written plus what was dropped, or if keys do not rise: installing
-/// such tables would lose data.
-pub(crate) fn merge(
-    input: &mut MergeIter,
-    spec: &MergeSpec<'_>,
-    create: &mut dyn FnMut() -> Result<OutputFile>,
-) -> Result<Merged> {
-    let mut merged = Merged::default();
-    let mut dropped = Tally::default();
-    let mut written = Tally::default();
-    let mut output: Option<TableBuilder> = None;
-    let mut key: Option<Vec<u8>> = None;
-    let mut fate = KeyFate::new(spec.bound);
-    let mut grandparents = Grandparents { tables: spec.grandparents, passed: 0 };
-    let mut scratch = Vec::new();
-    input.seek_to_first()?;
-    while input.valid() {
-        let (sequence, kind) = (input.sequence(), input.kind());
-        if key.as_deref() != Some(input.key()) {
-            let changed = key.get_or_insert_default();
+/// A merge under way. It goes forward step by step, so that whoever drives it can look up in between:
+/// to pay for the next step, to wait for its turn, to give up.
+#[derive(Debug)]
+pub(crate) struct Merge {
+    input: MergeIter,
+    spec: MergeSpec,
+    started: bool,
+    /// The user key that `fate` decides about.
+    key: Option<Vec<u8>>,
+    fate: KeyFate,
+    output: Option<TableBuilder>,
+    merged: Merged,
+    dropped: Tally,
+    written: Tally,
+    scratch: Vec<u8>,
+}
+
+impl Merge {
+    pub(crate) fn new(input: MergeIter, spec: MergeSpec) -> Self {
+        Self {
+            input,
+            started: false,
+            key: None,
+            fate: KeyFate::new(spec.bound),
+            output: None,
+            merged: Merged::default(),
+            dropped: Tally::default(),
+            written: Tally::default(),
+            scratch: Vec::new(),
+            spec,
+        }
+    }
+
+    /// Goes on until at least `budget` bytes of entries were read, or to the end. Outputs are made by
+    /// `create`. Returns what was done, once all is.
+    ///
+    /// # Errors
+    /// Whatever reading or writing gives. The merge is then over, and the tables made so far are the
+    /// caller's to remove.
+    ///
+    /// # Panics
+    /// If what was read is not what was written plus what was dropped, or if keys do not rise: installing
+    /// such tables would lose data.
+    pub(crate) fn step(
+        &mut self,
+        budget: u64,
+        create: &mut dyn FnMut() -> Result<OutputFile>,
+    ) -> Result<Option<Merged>> {
+        if !self.started {
+            self.started = true;
+            self.input.seek_to_first()?;
+        }
+        let mut read = 0;
+        while self.input.valid() {
+            if read >= budget {
+                return Ok(None);
+            }
+            read += (self.input.key().len() + self.input.value().len()) as u64 + ENTRY_BYTES;
+            self.entry(create)?;
+            self.input.next()?;
+        }
+        if let Some(last) = self.output.take() {
+            self.finish(last)?;
+        }
+        let mut accounted = self.written;
+        accounted.add(self.dropped.entries, self.dropped.digest);
+        assert_eq!(
+            self.merged.read, accounted,
+            "entries read, and written plus dropped: {:?} + {:?}",
+            self.written, self.dropped
+        );
+        Ok(Some(std::mem::take(&mut self.merged)))
+    }
+
+    /// Keeps or drops the entry the input is at.
+    fn entry(&mut self, create: &mut dyn FnMut() -> Result<OutputFile>) -> Result<()> {
+        let (sequence, kind) = (self.input.sequence(), self.input.kind());
+        if self.key.as_deref() != Some(self.input.key()) {
+            let changed = self.key.get_or_insert_default();
             changed.clear();
-            changed.extend_from_slice(input.key());
-            fate = KeyFate::new(spec.bound);
+            changed.extend_from_slice(self.input.key());
+            self.fate = KeyFate::new(self.spec.bound);
             // Cut only here: versions of a user key stay in one table.
-            let crossed = grandparents.pass(input.key());
-            if let Some(full) =
-                output.take_if(|o| o.estimated_bytes() >= spec.table_bytes || crossed)
+            let bytes = self.output.as_ref().map(TableBuilder::estimated_bytes);
+            if self.spec.cutter.ends_before(self.input.key(), bytes)
+                && let Some(full) = self.output.take()
             {
-                finish(full, &mut merged, &mut written)?;
-                grandparents.passed = 0;
+                self.finish(full)?;
             }
         }
-        let digest = entry_digest(&mut scratch, input.key(), sequence, kind, input.value());
-        merged.read.add(1, digest);
-        match fate.next(sequence, kind, || (spec.older_elsewhere)(input.key())) {
+        let key = self.input.key();
+        let digest = entry_digest(&mut self.scratch, key, sequence, kind, self.input.value());
+        self.merged.read.add(1, digest);
+        match self.fate.next(sequence, kind, || self.spec.older.may_hold(key)) {
             Fate::Keep => {
-                let builder = match &mut output {
+                let builder = match &mut self.output {
                     Some(builder) => builder,
                     none => {
                         let made = create()?;
@@ -110,60 +176,29 @@ pub(crate) fn merge(
                             made.path,
                             made.number,
                             made.uid,
-                            spec.partition,
-                            spec.layout,
+                            self.spec.partition,
+                            self.spec.layout,
                         ))
                     }
                 };
-                builder.add(input.key(), sequence, kind, input.value())?;
+                builder.add(key, sequence, kind, self.input.value())?;
             }
             Fate::Shadowed => {
-                merged.shadowed += 1;
-                dropped.add(1, digest);
+                self.merged.shadowed += 1;
+                self.dropped.add(1, digest);
             }
             Fate::SpentDelete => {
-                merged.spent_deletes += 1;
-                dropped.add(1, digest);
+                self.merged.spent_deletes += 1;
+                self.dropped.add(1, digest);
             }
         }
-        input.next()?;
+        Ok(())
     }
-    if let Some(last) = output {
-        finish(last, &mut merged, &mut written)?;
-    }
-    let mut accounted = written;
-    accounted.add(dropped.entries, dropped.digest);
-    assert_eq!(
-        merged.read, accounted,
-        "entries read, and written plus dropped: {written:?} + {dropped:?}"
-    );
-    Ok(merged)
-}
 
-fn finish(builder: TableBuilder, merged: &mut Merged, written: &mut Tally) -> Result<()> {
-    let meta = builder.finish()?;
-    written.add(meta.entries, meta.kv_digest);
-    merged.outputs.push(meta);
-    Ok(())
-}
-
-/// Counts the tables of the level below that an output has passed.
-struct Grandparents<'a> {
-    /// Those not passed yet.
-    tables: &'a [Arc<Table>],
-    passed: usize,
-}
-
-impl Grandparents<'_> {
-    /// Whether the output has passed too many, once it reaches `key`.
-    fn pass(&mut self, key: &[u8]) -> bool {
-        while let Some((first, rest)) = self.tables.split_first() {
-            if first.meta().largest.user_key.as_slice() >= key {
-                break;
-            }
-            self.tables = rest;
-            self.passed += 1;
-        }
-        self.passed > GRANDPARENTS_MAX
+    fn finish(&mut self, builder: TableBuilder) -> Result<()> {
+        let meta = builder.finish()?;
+        self.written.add(meta.entries, meta.kv_digest);
+        self.merged.outputs.push(meta);
+        Ok(())
     }
 }

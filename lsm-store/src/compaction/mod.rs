@@ -10,6 +10,7 @@
 //! 3. Outputs never split a user key over two tables.
 //! 4. One compaction runs at a time; a flush may run beside it, since it only adds to level 0.
 
+pub(crate) mod cut;
 pub(crate) mod gc;
 pub(crate) mod merge;
 pub(crate) mod picker;

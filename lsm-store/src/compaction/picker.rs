@@ -7,14 +7,12 @@
 //! Order of choice: the level with the highest score (level 0 by its number of runs, others by size over
 //! target), then tables whose dropped versions are worth a rewrite.
 
+use crate::compaction::cut::GRANDPARENTS_MAX;
 use crate::options::LEVELS;
 use crate::types::FileNumber;
 
 /// Scores are in thousandths: at this one a level is due.
 const SCORE_DUE: u64 = 1000;
-
-/// An output or moved table overlaps at most so many tables of the level below it.
-pub(crate) const GRANDPARENTS_MAX: usize = 10;
 
 /// A table is rewritten when at least one entry in so many is garbage.
 const GARBAGE_DIVISOR: u64 = 4;

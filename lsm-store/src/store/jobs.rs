@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::compaction::merge::{MergeSpec, Merged, OutputFile, Tally, merge};
+use crate::compaction::cut::Cutter;
+use crate::compaction::merge::{Merge, MergeSpec, Merged, Older, OutputFile, Tally};
 use crate::compaction::picker::{Pick, PickOptions, Shape, TableInfo, pick};
 use crate::error::{Error, IoContext, Result};
 use crate::iter::level::{LevelIter, Tables};
@@ -11,7 +12,7 @@ use crate::iter::mem::MemIter;
 use crate::iter::merge::{MergeIter, Source};
 use crate::manifest::current::table_path;
 use crate::manifest::edit::{Item, PlacedTable};
-use crate::manifest::version::{Levels, Version, covering};
+use crate::manifest::version::{Levels, Version};
 use crate::memtable::MemSet;
 use crate::options::{Compression, LEVELS};
 use crate::sstable::TableMeta;
@@ -23,6 +24,9 @@ use crate::types::FileNumber;
 
 /// First level whose tables are compressed, if any are: those above are rewritten soon.
 const COMPRESSED_FROM: usize = 2;
+
+/// Bytes of entries that a job reads before it looks up.
+const STEP_BYTES: u64 = 64 * 1024;
 
 impl Inner {
     /// Does everything that is due, on this thread. A failed compaction is recorded and done by a later call.
@@ -80,9 +84,12 @@ impl Inner {
                 sources.push(Source::Mem(MemIter::new(Arc::clone(table.0), partition)));
             }
             let Some(levels) = version.partitions.get(partition) else { continue };
-            let merged = self.write_tables(MergeIter::new(sources), id, 0, &[], &|key| {
-                levels.tables().any(|t| t.covers(key))
-            });
+            let base = levels.levels.iter().find(|l| !l.is_empty()).cloned().unwrap_or_default();
+            let cutter = Cutter::pieces(self.options.table_bytes, base);
+            let merged = self.write_tables(
+                MergeIter::new(sources),
+                self.merge_spec(id, 0, cutter, older_than_level(levels, None)),
+            );
             let merged = match merged {
                 Ok(merged) => merged,
                 Err(e) => {
@@ -209,11 +216,13 @@ impl Inner {
             .iter()
             .chain(&overlapped)
             .map(|run| Source::Level(Box::new(LevelIter::new(Arc::clone(run), false))));
-        let deeper = levels.levels.get(pick.output_level + 1..).unwrap_or_default();
-        let grandparents = deeper.first().map_or(&[][..], |tables| &tables[..]);
-        let older = |key: &[u8]| deeper.iter().any(|tables| covering(tables, key).is_some());
-        let merge = MergeIter::new(sources.collect());
-        let merged = self.write_tables(merge, id, pick.output_level, grandparents, &older)?;
+        let below = levels.levels.get(pick.output_level + 1).cloned().unwrap_or_default();
+        let cutter = Cutter::aligned(self.options.table_bytes, below);
+        let older = older_than_level(levels, Some(pick.output_level));
+        let merged = self.write_tables(
+            MergeIter::new(sources.collect()),
+            self.merge_spec(id, pick.output_level, cutter, older),
+        )?;
         let mut expected = Tally::default();
         all.iter().for_each(|t| expected.add(t.meta().entries, t.meta().kv_digest));
         if merged.read != expected {
@@ -237,17 +246,9 @@ impl Inner {
         Ok(())
     }
 
-    /// Merges into new tables of a level; on an error removes what it wrote.
-    fn write_tables(
-        &self,
-        mut input: MergeIter,
-        partition: u8,
-        level: usize,
-        grandparents: &[Arc<Table>],
-        older_elsewhere: &dyn Fn(&[u8]) -> bool,
-    ) -> Result<Merged> {
+    fn merge_spec(&self, partition: u8, level: usize, cutter: Cutter, older: Older) -> MergeSpec {
         let compressed = level >= COMPRESSED_FROM && self.options.compression == Compression::Lz4;
-        let spec = MergeSpec {
+        MergeSpec {
             partition,
             bound: self.bound(usize::from(partition)),
             layout: TableLayout {
@@ -257,20 +258,29 @@ impl Inner {
                 filter_bits_per_key: self.options.filter_bits_per_key,
                 codec: if compressed { Codec::Lz4 } else { Codec::None },
             },
-            table_bytes: self.options.table_bytes,
-            older_elsewhere,
-            grandparents,
-        };
-        let mut created = Vec::new();
-        let merged = merge(&mut input, &spec, &mut || self.create_output(&mut created));
-        match &merged {
-            Ok(merged) => {
-                self.counters.shadowed_dropped.add(merged.shadowed);
-                self.counters.deletes_dropped.add(merged.spent_deletes);
-            }
-            Err(_) => self.remove_outputs(&created),
+            cutter,
+            older,
         }
-        merged
+    }
+
+    /// Merges into new tables; on an error removes what it wrote.
+    fn write_tables(&self, input: MergeIter, spec: MergeSpec) -> Result<Merged> {
+        let mut created = Vec::new();
+        let mut merge = Merge::new(input, spec);
+        loop {
+            match merge.step(STEP_BYTES, &mut || self.create_output(&mut created)) {
+                Ok(None) => {}
+                Ok(Some(merged)) => {
+                    self.counters.shadowed_dropped.add(merged.shadowed);
+                    self.counters.deletes_dropped.add(merged.spent_deletes);
+                    return Ok(merged);
+                }
+                Err(e) => {
+                    self.remove_outputs(&created);
+                    return Err(e);
+                }
+            }
+        }
     }
 
     fn create_output(&self, created: &mut Vec<PathBuf>) -> Result<OutputFile> {
@@ -309,6 +319,13 @@ fn table_info(meta: &TableMeta, bound: u64) -> TableInfo<'_> {
         deletes: meta.deletes,
         garbage: meta.garbage_at(bound),
     }
+}
+
+/// Where something older may be than what is in `level` and its inputs; without a level, than memtables.
+fn older_than_level(levels: &Levels, level: Option<usize>) -> Older {
+    let runs = level.is_none().then_some(&levels.runs).into_iter().flatten();
+    let lower = levels.levels.iter().skip(level.map_or(0, |l| l + 1));
+    Older(runs.map(|run| &run.tables).chain(lower).filter(|t| !t.is_empty()).cloned().collect())
 }
 
 /// The named tables of a level, as runs that are each in order.
