@@ -125,6 +125,17 @@ pub enum Error {
         /// The last failure of a background job, as "; last failure: …", or nothing.
         last: String,
     },
+    /// The device is nearly full. Nothing was changed; the call may be repeated, and succeeds once there is
+    /// room again.
+    #[error(
+        "no room for writes: {free} bytes are free, {needed} must be; free some space and repeat"
+    )]
+    NoSpace {
+        /// Free space, in bytes.
+        free: u64,
+        /// How much must be free for writes to be accepted, in bytes.
+        needed: u64,
+    },
     /// The caller asked for something that makes no sense; nothing was changed.
     #[error("{0}")]
     InvalidArgument(String),

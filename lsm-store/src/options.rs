@@ -92,6 +92,10 @@ pub struct Options {
     pub level_ratio: u64,
     /// Smallest target size of the first level below level 0.
     pub base_level_bytes: u64,
+    /// Free space that is kept: below it merges that need more than what is above half of it are refused, below
+    /// half of it writes fail with [`Error::NoSpace`](crate::Error::NoSpace) before anything is touched. Writes
+    /// go on by themselves when there is room again. `None`: twice `memtable_bytes` and 64 MiB; 0: no reserve.
+    pub space_reserve_bytes: Option<u64>,
     /// Longest wait of [`Store::begin_run`](crate::Store::begin_run) for background work before it gives up with
     /// [`Error::Stalled`](crate::Error::Stalled).
     pub stall_max: Duration,
@@ -121,8 +125,14 @@ impl Options {
             l0_stop: 36,
             level_ratio: 10,
             base_level_bytes: 64 * MIB as u64,
+            space_reserve_bytes: None,
             stall_max: Duration::from_secs(30),
         }
+    }
+
+    /// What is to be kept free if nothing else is asked for: room to flush what is in memory.
+    pub(crate) const fn default_reserve(&self) -> u64 {
+        (self.memtable_bytes as u64).saturating_mul(2).saturating_add(64 << 20)
     }
 
     /// Says what is wrong with the options, if anything.

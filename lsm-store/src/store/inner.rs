@@ -35,6 +35,7 @@ use crate::sstable::reader::{Graveyard, Table};
 use crate::store::catalog::Catalog;
 use crate::store::metrics::Counters;
 use crate::store::retention::Retention;
+use crate::store::space::Space;
 use crate::store::superversion::{SuperVersion, Visible};
 use crate::types::{FileNumber, Position};
 use crate::vfs::{Vfs, VfsLock};
@@ -133,6 +134,7 @@ pub(crate) struct Inner {
     /// `None` with [`Executor::Inline`].
     pub(crate) bells: Option<Bells>,
     pub(crate) counters: Counters,
+    pub(crate) space: Space,
     pub(crate) dir_lock: Mutex<Option<Box<dyn VfsLock>>>,
 }
 

@@ -20,6 +20,7 @@ use crate::sstable::builder::TableLayout;
 use crate::sstable::format::Codec;
 use crate::sstable::reader::Table;
 use crate::store::inner::Inner;
+use crate::store::space::bytes_read;
 use crate::types::FileNumber;
 
 /// First level whose tables are compressed, if any are: those above are rewritten soon.
@@ -119,6 +120,7 @@ impl Inner {
             state.frozen.retain(|set| !sets.iter().any(|s| Arc::ptr_eq(s, set)));
             state.durable = point.position.clone();
         })?;
+        self.measure_space();
         self.counters.flushes.add(1);
         self.counters.flush_bytes.add(bytes);
         Ok(())
@@ -138,6 +140,7 @@ impl Inner {
         drop(state);
         let result = self
             .pick(&version)
+            .filter(|(_, levels, pick)| pick.trivial || self.has_room_for(bytes_read(levels, pick)))
             .map(|(id, levels, pick)| self.compact(id, levels, &pick))
             .transpose();
         self.state.lock().compacting = false;

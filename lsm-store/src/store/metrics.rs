@@ -34,6 +34,7 @@ pub(crate) struct Counters {
     pub(crate) shadowed_dropped: Counter,
     pub(crate) deletes_dropped: Counter,
     pub(crate) stalls: Counter,
+    pub(crate) merges_refused: Counter,
     pub(crate) tables_removed: Counter,
     pub(crate) files_left: Counter,
 }
@@ -100,6 +101,10 @@ pub struct Metrics {
     pub deletes_dropped: u64,
     /// Waits for background work at the beginning of a run.
     pub stalls: u64,
+    /// Merges put off because they would have taken the reserve of free space.
+    pub merges_refused: u64,
+    /// Bytes free on the device when last measured; `None` before, or without a reserve.
+    pub free_space_bytes: Option<u64>,
     /// Files of replaced tables that were removed.
     pub tables_removed: u64,
     /// Files that could not be removed; the next open tries again.
@@ -157,6 +162,8 @@ impl Inner {
             shadowed_dropped: c.shadowed_dropped.get(),
             deletes_dropped: c.deletes_dropped.get(),
             stalls: c.stalls.get(),
+            merges_refused: c.merges_refused.get(),
+            free_space_bytes: self.space.free(),
             tables_removed: c.tables_removed.get(),
             files_left: c.files_left.get(),
             job_failures,

@@ -15,6 +15,7 @@ mod metrics;
 mod recovery;
 mod retention;
 mod run;
+mod space;
 mod superversion;
 mod verify;
 mod view;
@@ -138,10 +139,11 @@ impl Store {
     /// call waits, up to [`Options::stall_max`](crate::Options::stall_max).
     ///
     /// # Errors
-    /// `AlreadyApplied` if the index is not above the last; `Stalled`; `InvalidArgument` if a run is
+    /// `AlreadyApplied` if the index is not above the last; `NoSpace`; `Stalled`; `InvalidArgument` if a run is
     /// open, or with [`Mode::Wal`]; `TooLarge` for `extra`; `Poisoned`, `Closed`. Nothing was changed.
     pub fn begin_run(&self, position: Position) -> Result<Run> {
         self.check_takes_runs()?;
+        self.inner().check_space()?;
         self.begin(position)
     }
 
@@ -211,7 +213,11 @@ impl Store {
             let _recorded = inner.work_inline().is_err();
             state = inner.state.lock();
             state.check_writable()?;
-            return if full(&state) { Err(state.stalled(None)) } else { Ok(state) };
+            return if full(&state) {
+                Err(inner.want_of_space().unwrap_or_else(|| state.stalled(None)))
+            } else {
+                Ok(state)
+            };
         }
         let since = Instant::now();
         let deadline = since + inner.options.stall_max;
@@ -220,7 +226,7 @@ impl Store {
         inner.ring_compaction();
         while full(&state) {
             if inner.changed.wait_until(&mut state, deadline).timed_out() && full(&state) {
-                return Err(state.stalled(Some(since)));
+                return Err(inner.want_of_space().unwrap_or_else(|| state.stalled(Some(since))));
             }
             state.check_writable()?;
         }

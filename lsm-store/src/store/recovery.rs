@@ -30,6 +30,7 @@ use crate::store::catalog::Catalog;
 use crate::store::inner::{Bells, Inner, State};
 use crate::store::metrics::Counters;
 use crate::store::retention::Retention;
+use crate::store::space::Space;
 use crate::store::superversion::{SuperVersion, Visible};
 use crate::vfs::{Vfs, VfsLock, create_dir_durable};
 
@@ -90,6 +91,7 @@ pub(crate) fn open(
     };
     let counters = Counters::default();
     counters.files_left.add(left);
+    let space = Space::new(&options);
     Ok(Inner {
         vfs,
         dir: dir.to_path_buf(),
@@ -105,6 +107,7 @@ pub(crate) fn open(
         changed: Condvar::new(),
         bells,
         counters,
+        space,
         dir_lock: Mutex::new(Some(dir_lock)),
     })
 }

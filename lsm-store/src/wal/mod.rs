@@ -238,6 +238,7 @@ fn deliver(group: &[Arc<Ticket>], outcome: Result<Vec<SequenceNumbers>>) {
 fn for_followers(error: &Error) -> Error {
     match error {
         Error::Closed => Error::Closed,
+        Error::NoSpace { free, needed } => Error::NoSpace { free: *free, needed: *needed },
         Error::Stalled { waited_ms, frozen, l0_runs, last } => Error::Stalled {
             waited_ms: *waited_ms,
             frozen: *frozen,
@@ -268,7 +269,8 @@ impl Log {
                 }
             };
         }
-        // The room in memory first: if there is none, nothing has happened.
+        // The room on the device and in memory first: if there is none, nothing has happened.
+        store.inner().check_space()?;
         let position = Position { index: self.last + batches, ..Position::default() };
         let mut run = store.begin(position)?;
         let mut numbers = Vec::with_capacity(group.len());
