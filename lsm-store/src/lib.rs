@@ -3,6 +3,7 @@
 pub mod checksum;
 pub mod coding;
 pub mod error;
+pub mod events;
 pub mod journal;
 pub mod rng;
 pub mod vfs;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::events::EventSink;
+
 /// Levels below the memtables; level 0 holds flushed runs, the last one the bulk of the data.
 pub const LEVELS: usize = 7;
 
@@ -99,6 +101,8 @@ pub struct Options {
     /// Longest wait of [`Store::begin_run`](crate::Store::begin_run) for background work before it gives up with
     /// [`Error::Stalled`](crate::Error::Stalled).
     pub stall_max: Duration,
+    /// Who is told what happens.
+    pub events: EventSink,
 }
 
 impl Options {
@@ -127,6 +131,7 @@ impl Options {
             base_level_bytes: 64 * MIB as u64,
             space_reserve_bytes: None,
             stall_max: Duration::from_secs(30),
+            events: EventSink::default(),
         }
     }
 

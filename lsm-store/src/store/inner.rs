@@ -24,6 +24,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cache::BlockCache;
 use crate::error::{Error, IoContext, Result};
+use crate::events::Event;
 use crate::manifest::current::{table_dir, table_path};
 use crate::manifest::edit::Item;
 use crate::manifest::state::ManifestState;
@@ -142,13 +143,19 @@ impl Inner {
     /// Stops all writes for good. The first reason stays.
     pub(crate) fn poison(&self, reason: &Error) {
         let mut state = self.state.lock();
-        if state.poison.is_none() {
+        let first = state.poison.is_none().then(|| {
             let inherited =
                 if let Error::Poisoned { reason } = reason { Some(reason.clone()) } else { None };
-            state.poison = Some(inherited.unwrap_or_else(|| reason.to_string()));
+            inherited.unwrap_or_else(|| reason.to_string())
+        });
+        if first.is_some() {
+            state.poison.clone_from(&first);
         }
         drop(state);
         self.changed.notify_all();
+        if let Some(reason) = first {
+            self.options.events.emit(|| Event::Poisoned { reason });
+        }
     }
 
     /// Whether a freeze at the next run boundary is due.
@@ -288,6 +295,8 @@ impl Inner {
         state.last_failure = failure.to_string();
         drop(state);
         self.changed.notify_all();
+        let job = if of_flush { "flush" } else { "compaction" };
+        self.options.events.emit(|| Event::JobFailed { job, error: failure.to_string() });
     }
 }
 
