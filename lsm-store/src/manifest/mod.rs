@@ -7,7 +7,7 @@
 //!
 //! * [`mod@edit`]: one atomic change, as bytes. * [`mod@state`]: what all edits together amount to.
 //! * [`mod@file`]: the file, its header, reading and appending. * [`mod@current`]: markers and switching.
-//! * [`mod@version`]: the open tables, level by level, as readers see them.
+//! * [`mod@version`]: the open tables, level by level, as readers see them; [`mod@edited`]: the next one.
 //!
 //! Invariants:
 //! 1. A manifest begins with the complete state; it is written, synced, and its directory entry synced,
@@ -18,6 +18,7 @@
 
 pub(crate) mod current;
 pub(crate) mod edit;
+pub(crate) mod edited;
 pub(crate) mod file;
 pub(crate) mod state;
 pub(crate) mod version;

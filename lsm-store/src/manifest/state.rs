@@ -20,6 +20,33 @@ pub(crate) struct ManifestState {
     pub(crate) min_wal_segment: u64,
     /// Numbers at or above were never used.
     pub(crate) next_file: FileNumber,
+    /// Follows from `tables`, so that an edit costs no look at all of them.
+    index: Index,
+}
+
+/// What is asked of all tables at once.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Index {
+    uids: BTreeMap<u128, FileNumber>,
+    /// How many tables have an epoch.
+    l0_epochs: BTreeMap<u64, usize>,
+}
+
+impl Index {
+    fn add(&mut self, table: &PlacedTable) {
+        self.uids.insert(table.meta.uid, table.meta.number);
+        *self.l0_epochs.entry(table.l0_epoch).or_default() += 1;
+    }
+
+    fn remove(&mut self, table: &PlacedTable) {
+        self.uids.remove(&table.meta.uid);
+        if let Some(count) = self.l0_epochs.get_mut(&table.l0_epoch) {
+            *count -= 1;
+            if *count == 0 {
+                self.l0_epochs.remove(&table.l0_epoch);
+            }
+        }
+    }
 }
 
 impl ManifestState {
@@ -33,6 +60,7 @@ impl ManifestState {
             floors: Vec::new(),
             min_wal_segment: 0,
             next_file: FileNumber(1),
+            index: Index::default(),
         }
     }
 
@@ -66,19 +94,60 @@ impl ManifestState {
         items
     }
 
-    /// Applies one edit, all of it or (with an error) in an unknown part.
+    /// Applies one edit, all of it or (with an error) nothing. Costs what the edit is long, however many
+    /// tables there are.
     ///
     /// # Errors
     /// What contradicts the state, as text: a table added twice or deleted without being there, a number
     /// that falls.
     pub(crate) fn apply(&mut self, items: &[Item]) -> Result<(), String> {
-        for item in items {
-            self.apply_item(item)?;
+        let before = self.without_tables();
+        let mut undo = Vec::new();
+        let applied = items.iter().try_for_each(|item| self.apply_item(item, &mut undo));
+        if applied.is_err() {
+            for (number, table) in undo.into_iter().rev() {
+                self.replace(number, table);
+            }
+            let (tables, index) =
+                (std::mem::take(&mut self.tables), std::mem::take(&mut self.index));
+            *self = Self { tables, index, ..before };
         }
-        Ok(())
+        applied
     }
 
-    fn apply_item(&mut self, item: &Item) -> Result<(), String> {
+    /// All of the state but what grows with the number of tables.
+    fn without_tables(&self) -> Self {
+        Self {
+            partitions: self.partitions.clone(),
+            tables: BTreeMap::new(),
+            position: self.position.clone(),
+            sequences: self.sequences.clone(),
+            floors: self.floors.clone(),
+            min_wal_segment: self.min_wal_segment,
+            next_file: self.next_file,
+            index: Index::default(),
+        }
+    }
+
+    /// Puts a table, or none, under a number; returns what was there.
+    fn replace(&mut self, number: FileNumber, table: Option<PlacedTable>) -> Option<PlacedTable> {
+        let before = self.tables.remove(&number);
+        if let Some(before) = &before {
+            self.index.remove(before);
+        }
+        if let Some(table) = table {
+            self.index.add(&table);
+            self.tables.insert(number, table);
+        }
+        before
+    }
+
+    /// Applies one item; `undo` gets the numbers whose table it replaces, and what was there.
+    fn apply_item(
+        &mut self,
+        item: &Item,
+        undo: &mut Vec<(FileNumber, Option<PlacedTable>)>,
+    ) -> Result<(), String> {
         match item {
             Item::AddTable(table) => {
                 let number = table.meta.number;
@@ -94,23 +163,22 @@ impl ManifestState {
                         self.next_file
                     ));
                 }
-                if let Some(twin) = self.tables.values().find(|t| t.meta.uid == table.meta.uid) {
-                    return Err(format!(
-                        "tables {number} and {} have the same uid",
-                        twin.meta.number
-                    ));
-                }
-                if self.tables.insert(number, (**table).clone()).is_some() {
+                if self.tables.contains_key(&number) {
                     return Err(format!("table {number} added twice"));
                 }
+                if let Some(twin) = self.index.uids.get(&table.meta.uid) {
+                    return Err(format!("tables {number} and {twin} have the same uid"));
+                }
+                undo.push((number, self.replace(number, Some((**table).clone()))));
             }
             Item::DeleteTable { partition, level, number } => {
-                let table = self.tables.remove(number);
+                let table = self.tables.get(number);
                 if table.is_none_or(|t| t.level != *level || t.meta.partition != *partition) {
                     return Err(format!(
                         "deleted table {number} is not in level {level} of partition {partition}"
                     ));
                 }
+                undo.push((*number, self.replace(*number, None)));
             }
             Item::Flushed { position, sequences } => {
                 rises("position", &mut self.position.index, position.index)?;
@@ -146,7 +214,7 @@ impl ManifestState {
 
     /// The age for the next run of level 0.
     pub(crate) fn next_l0_epoch(&self) -> u64 {
-        self.tables.values().map(|t| t.l0_epoch).max().unwrap_or(0) + 1
+        self.index.l0_epochs.last_key_value().map_or(0, |(epoch, _)| *epoch) + 1
     }
 
     /// What differs between the partitions recorded and those asked for.
@@ -227,6 +295,47 @@ mod tests {
         for item in refused {
             assert!(state.clone().apply(std::slice::from_ref(&item)).is_err(), "{item:?}");
         }
+    }
+
+    #[test]
+    fn a_refused_edit_leaves_the_state_as_it_was() {
+        let mut state = state();
+        state.apply(&[Item::AddTable(Box::new(sample_table(5)))]).expect("applies");
+        let before = state.clone();
+        let with_uid = |number, uid, l0_epoch| {
+            let mut table = PlacedTable { l0_epoch, ..sample_table(number) };
+            table.meta.uid = uid;
+            Item::AddTable(Box::new(table))
+        };
+        let edit = [
+            Item::DeleteTable { partition: 1, level: 3, number: FileNumber(5) },
+            with_uid(6, 1, 77),
+            Item::DeleteTable { partition: 1, level: 3, number: FileNumber(6) },
+            with_uid(5, 2, 78),
+            Item::NextFile(FileNumber(100)),
+            Item::MinWalSegment(9),
+            Item::Floor { partition: 0, sequence: 3 },
+            Item::Partition { id: 2, name: "more".to_owned(), keep: Keep::All },
+            Item::Flushed {
+                position: Position { index: 9, term: 2, extra: vec![1] },
+                sequences: vec![(0, 4), (9, 9)],
+            },
+        ];
+        assert!(state.apply(&edit).is_err(), "there is no partition 9");
+        assert_eq!(state, before, "all or nothing");
+        assert_eq!(state.next_l0_epoch(), 10, "epoch 9 of the table that is there");
+        state.apply(&[with_uid(6, 1, 0)]).expect("the uid of the refused edit is free");
+    }
+
+    #[test]
+    fn the_next_epoch_follows_the_tables_that_are_there() {
+        let mut state = state();
+        assert_eq!(state.next_l0_epoch(), 1, "none");
+        state.apply(&[Item::AddTable(Box::new(sample_table(5)))]).expect("applies");
+        assert_eq!(state.next_l0_epoch(), 10, "after 9");
+        let delete = Item::DeleteTable { partition: 1, level: 3, number: FileNumber(5) };
+        state.apply(&[delete]).expect("applies");
+        assert_eq!(state.next_l0_epoch(), 1, "gone");
     }
 
     #[test]

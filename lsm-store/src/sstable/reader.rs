@@ -247,3 +247,37 @@ fn check_properties(p: &Properties, meta: &TableMeta, path: &Path, offset: u64) 
         Err(Error::corruption(path, offset, "properties differ from what the manifest says"))
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::sstable::builder::{TableBuilder, TableLayout};
+    use crate::sstable::format::Codec;
+    use crate::types::FileNumber;
+    use crate::vfs::MemVfs;
+
+    /// An open table of its own file system, with one value of each key; its number is its uid.
+    pub(crate) fn sample(number: FileNumber, partition: u8, keys: &[&[u8]]) -> Arc<Table> {
+        let vfs = MemVfs::new(1);
+        let path = Path::new("/table");
+        let layout = TableLayout {
+            block_bytes: 256,
+            restart_interval: 4,
+            index_partition_bytes: 256,
+            filter_bits_per_key: 10,
+            codec: Codec::None,
+        };
+        let file = vfs.create_new(path).expect("creates");
+        let uid = u128::from(number.0);
+        let mut builder =
+            TableBuilder::new(file, path.to_path_buf(), number, uid, partition, layout);
+        let mut keys = keys.to_vec();
+        keys.dedup();
+        for key in keys {
+            builder.add(key, 1, Kind::Value, b"value").expect("adds");
+        }
+        let meta = builder.finish().expect("finishes");
+        let cache = Arc::new(BlockCache::new(0));
+        Arc::new(Table::open(&vfs, path, meta, cache, Graveyard::default()).expect("opens"))
+    }
+}

@@ -118,30 +118,18 @@ impl Catalog {
         Ok((number, mix(self.uid_base, number.0)))
     }
 
-    /// The state that an edit would lead to.
-    ///
-    /// # Errors
-    /// `Poisoned` if the edit contradicts the state: a bug, after which the store must not go on.
-    pub(crate) fn prepare(&self, items: &[Item]) -> Result<ManifestState> {
-        let mut state = self.state.clone();
-        match state.apply(items) {
-            Ok(()) => Ok(state),
-            Err(detail) => {
-                Err(Error::Poisoned { reason: format!("invalid manifest edit: {detail}") })
-            }
-        }
-    }
-
     /// Makes an edit durable. If appending it fails, a new manifest with the whole state settles whether
     /// it happened.
     ///
     /// # Errors
-    /// If the new manifest fails too, or the edit contradicts the state: what is on disk is then unknown
-    /// and the store must not go on.
+    /// If the new manifest fails too, or the edit contradicts the state (a bug): what is on disk is then
+    /// unknown and the store must not go on.
     pub(crate) fn commit(&mut self, items: &[Item]) -> Result<()> {
-        let state = self.prepare(items)?;
+        let applied = self.state.apply(items);
+        applied.map_err(|detail| Error::Poisoned {
+            reason: format!("invalid manifest edit: {detail}"),
+        })?;
         let appended = self.file.append(items);
-        self.state = state;
         if appended.is_err() || self.file.should_roll() {
             return self.roll();
         }

@@ -13,7 +13,6 @@
 //! 2. `state`: memtables, version, flags. Held for a few instructions, never across I/O; `changed` goes with it.
 //! 3. `retention`, then the table graveyard: leaves.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,7 +37,7 @@ use crate::store::metrics::Counters;
 use crate::store::retention::Retention;
 use crate::store::space::Space;
 use crate::store::superversion::{SuperVersion, Visible};
-use crate::types::{FileNumber, Position};
+use crate::types::Position;
 use crate::vfs::{Vfs, VfsLock};
 
 /// What changes under the `state` lock.
@@ -48,8 +47,6 @@ pub(crate) struct State {
     /// Oldest first.
     pub(crate) frozen: Vec<Arc<MemSet>>,
     pub(crate) version: Arc<Version>,
-    /// The open tables of the version.
-    pub(crate) tables: BTreeMap<FileNumber, Arc<Table>>,
     /// Tables hold everything up to here.
     pub(crate) durable: Position,
     /// A run was begun and neither published nor dropped.
@@ -218,7 +215,8 @@ impl Inner {
         synced
     }
 
-    /// Makes an edit durable and the version it leads to current, in this order.
+    /// Makes an edit durable and the version it leads to current, in this order. `opened` are the tables it
+    /// adds that are not in the version yet; those that leave it go with their last reader.
     ///
     /// # Errors
     /// If the edit cannot be made durable or contradicts the version; the store is then poisoned.
@@ -226,26 +224,20 @@ impl Inner {
         &self,
         edit: impl FnOnce(&ManifestState) -> Vec<Item>,
         opened: &[Arc<Table>],
-        removed: &[FileNumber],
         update: impl FnOnce(&mut State),
     ) -> Result<()> {
         let mut catalog = self.catalog.lock();
         let state = self.state.lock();
         state.check_writable()?;
-        let mut tables = state.tables.clone();
+        // Replaced only here, under the lock of the catalog.
+        let present = Arc::clone(&state.version);
         drop(state);
         let items = edit(catalog.state());
-        for table in opened {
-            tables.insert(table.meta().number, Arc::clone(table));
-        }
-        let gone: Vec<_> = removed.iter().filter_map(|number| tables.remove(number)).collect();
-        let installed = catalog.prepare(&items).and_then(|next| {
-            let version = Version::build(&next, &tables, catalog.path())?;
-            catalog.commit(&items)?;
-            Ok(version)
-        });
-        let version = match installed {
-            Ok(version) => version,
+        let installed = present
+            .edited(&items, opened, catalog.state(), catalog.path())
+            .and_then(|edited| catalog.commit(&items).map(|()| edited));
+        let (version, gone) = match installed {
+            Ok(edited) => edited,
             Err(e) => {
                 drop(catalog);
                 self.poison(&e);
@@ -254,14 +246,12 @@ impl Inner {
         };
         let mut state = self.state.lock();
         state.version = Arc::new(version);
-        state.tables = tables;
         update(&mut state);
         let before = self.superversion.swap(Arc::new(state.superversion()));
         drop(state);
         drop(catalog);
         gone.iter().for_each(|table| table.retire());
-        drop(gone);
-        drop(before);
+        drop((gone, present, before));
         self.changed.notify_all();
         Ok(())
     }

@@ -116,7 +116,7 @@ impl Inner {
             });
             items
         };
-        self.install(edit, &opened, &[], |state| {
+        self.install(edit, &opened, |state| {
             state.frozen.retain(|set| !sets.iter().any(|s| Arc::ptr_eq(s, set)));
             state.durable = point.position.clone();
         })?;
@@ -197,7 +197,6 @@ impl Inner {
             "tables of a compaction of level {} found in the version it was picked from",
             pick.level
         );
-        let removed: Vec<FileNumber> = all.iter().map(|t| t.meta().number).collect();
         let delete = |level: usize, numbers: &[FileNumber]| {
             numbers
                 .iter()
@@ -211,7 +210,7 @@ impl Inner {
         };
         if pick.trivial {
             items.extend(all.iter().map(|t| add(t.meta().clone())));
-            self.install(|_| items, &[], &[], |_| {})?;
+            self.install(|_| items, &[], |_| {})?;
             self.counters.trivial_moves.add(1);
             return Ok(());
         }
@@ -242,7 +241,7 @@ impl Inner {
         let (read, written) =
             (all.iter().map(|t| t.meta().len).sum(), merged.outputs.iter().map(|m| m.len).sum());
         items.extend(merged.outputs.into_iter().map(add));
-        self.install(|_| items, &opened, &removed, |_| {})?;
+        self.install(|_| items, &opened, |_| {})?;
         self.counters.compactions.add(1);
         self.counters.compaction_bytes_read.add(read);
         self.counters.compaction_bytes_written.add(written);

@@ -78,7 +78,6 @@ pub(crate) fn open(
         active,
         frozen: Vec::new(),
         version,
-        tables,
         durable: state.position.clone(),
         run_open: false,
         flushing: false,
