@@ -27,7 +27,7 @@ pub(crate) fn exhaustive() -> bool {
 }
 
 /// What was acknowledged as durable.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Acked {
     /// Batches up to this number.
     pub(crate) batches: u64,
@@ -133,6 +133,8 @@ pub(crate) fn options(mode: Mode) -> Options {
         l0_trigger: 2,
         l0_stop: 6,
         cache_bytes: 16 << 10,
+        // The device is to be met when it is full, not before.
+        space_reserve_bytes: Some(0),
         ..Options::new(0xfeed, partitions)
     }
 }
@@ -288,19 +290,34 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// Opens the store and does what is left of the workload up to batch `to`: writes, flushes, floors, clean
-/// restarts; compares with the model on the way; tells `ack` whenever more was acknowledged as durable.
-///
-/// When a write fails, what is visible is compared once more: an error is not an excuse for wrong data.
+/// Opens the store and does what is left of the workload up to batch `to`; see [`work`]. At the end the
+/// store is closed.
 pub(crate) fn run(
     vfs: &MemVfs,
     mode: Mode,
     to: u64,
     ack: &mut dyn FnMut(Acked),
 ) -> Result<(), Error> {
+    let mut store = Some(open(vfs, mode)?);
+    work(vfs, &mut store, mode, to, ack)?;
+    store.map_or(Ok(()), Store::close)
+}
+
+/// Does what is left of the workload up to batch `to`: writes, flushes, floors, clean restarts; compares
+/// with the model on the way; tells `ack` whenever more was acknowledged as durable. On an error `store`
+/// holds the store that gave it, unless that was closed.
+///
+/// When a write fails, what is visible is compared once more: an error is not an excuse for wrong data.
+pub(crate) fn work(
+    vfs: &MemVfs,
+    slot: &mut Option<Store>,
+    mode: Mode,
+    to: u64,
+    ack: &mut dyn FnMut(Acked),
+) -> Result<(), Error> {
     let mut acked = Acked::default();
-    let mut store = open(vfs, mode)?;
-    let mut number = check(&store, mode, acked, "at the start of the workload")?;
+    let mut store = slot.clone().unwrap_or_else(|| unreachable!("the store is open"));
+    let mut number = compare_now(&store, "at the start of the workload")?;
     while number < to {
         number += 1;
         let durability =
@@ -331,16 +348,24 @@ pub(crate) fn run(
         }
         if number.is_multiple_of(23) {
             store.flush()?;
-            store.close()?;
             acked.batches = number;
             ack(acked);
+            drop(slot.take());
+            store.close()?;
             store = open(vfs, mode)?;
+            *slot = Some(store.clone());
             let found = check(&store, mode, acked, "after a clean restart")?;
             assert_eq!(found, number, "a clean restart loses nothing");
         }
     }
     store.flush()?;
-    store.close()?;
     ack(Acked { batches: to, ..acked });
     Ok(())
+}
+
+/// Compares everything readable with the model after as many batches as are visible, and returns those.
+fn compare_now(store: &Store, context: &str) -> Result<u64, Error> {
+    let batches = store.visible_position().index;
+    compare(store, batches, context)?;
+    Ok(batches)
 }

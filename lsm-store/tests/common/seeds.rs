@@ -29,10 +29,3 @@ pub(crate) fn replay(seed: u64, target: &str, test: &str) -> String {
 pub(crate) fn index(rng: &mut SplitMix64, len: usize) -> usize {
     usize::try_from(rng.below(len as u64)).unwrap_or(0)
 }
-
-/// Draws a number of `[low, high]` so that each order of magnitude is as likely as another.
-pub(crate) fn scaled(rng: &mut SplitMix64, low: u64, high: u64) -> u64 {
-    let octaves = u64::from(high.ilog2() - low.max(1).ilog2());
-    let base = low.max(1) << rng.below(octaves + 1);
-    (base + rng.below(base)).clamp(low, high)
-}

@@ -8,7 +8,8 @@ use std::ops::Bound;
 
 use lsm_store::rng::SplitMix64;
 
-use crate::seeds::{index, scaled};
+use crate::seeds::index;
+use crate::setups::scaled;
 
 pub(crate) type Key = Vec<u8>;
 pub(crate) type Value = Vec<u8>;

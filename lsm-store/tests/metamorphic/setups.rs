@@ -4,7 +4,14 @@ use lsm_store::rng::SplitMix64;
 use lsm_store::{Compression, Executor, Keep, Mode, Options, PartitionOptions};
 
 use crate::player::Setup;
-use crate::seeds::{index, scaled};
+use crate::seeds::index;
+
+/// Draws a number of `[low, high]` so that each order of magnitude is as likely as another.
+pub(crate) fn scaled(rng: &mut SplitMix64, low: u64, high: u64) -> u64 {
+    let octaves = u64::from(high.ilog2() - low.max(1).ilog2());
+    let base = low.max(1) << rng.below(octaves + 1);
+    (base + rng.below(base)).clamp(low, high)
+}
 
 /// The defaults, for the two partitions of every history.
 pub(crate) fn default_options(mode: Mode) -> Options {
