@@ -5,6 +5,8 @@ pub mod coding;
 pub mod error;
 pub mod events;
 pub mod journal;
+#[cfg(feature = "lsmctl")]
+pub mod lsmctl;
 pub mod rng;
 pub mod vfs;
 

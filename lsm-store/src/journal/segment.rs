@@ -106,6 +106,24 @@ impl SegmentHeader {
     /// # Errors
     /// `Corruption` if neither is, or if they differ; `UnknownVersion`; `WrongStore`.
     pub fn decode(file: &Path, bytes: &[u8], store_id: u128, number: u64) -> Result<Self> {
+        let header = Self::read(file, bytes)?;
+        if header.store_id != store_id {
+            return Err(Error::WrongStore {
+                file: file.to_path_buf(),
+                expected: store_id,
+                found: header.store_id,
+            });
+        }
+        if header.number != number {
+            let detail =
+                format!("the file is named segment {number} but is segment {}", header.number);
+            return Err(Error::corruption(file, 32, detail));
+        }
+        Ok(header)
+    }
+
+    /// Reads the header, whosever it is, from whichever copy is whole.
+    pub(crate) fn read(file: &Path, bytes: &[u8]) -> Result<Self> {
         let copies =
             [(0, bytes.get(..COPY_BYTES)), (COPY_BYTES, bytes.get(COPY_BYTES..2 * COPY_BYTES))];
         let [first, second] = copies.map(|(offset, copy)| {
@@ -126,29 +144,14 @@ impl SegmentHeader {
                 ));
             }
         };
-        let header = match parsed {
-            Parsed::Header(header) => header,
-            Parsed::OtherVersion(found) => {
-                return Err(Error::UnknownVersion {
-                    file: file.to_path_buf(),
-                    found,
-                    supported: FORMAT_VERSION,
-                });
-            }
-        };
-        if header.store_id != store_id {
-            return Err(Error::WrongStore {
+        match parsed {
+            Parsed::Header(header) => Ok(header),
+            Parsed::OtherVersion(found) => Err(Error::UnknownVersion {
                 file: file.to_path_buf(),
-                expected: store_id,
-                found: header.store_id,
-            });
+                found,
+                supported: FORMAT_VERSION,
+            }),
         }
-        if header.number != number {
-            let detail =
-                format!("the file is named segment {number} but is segment {}", header.number);
-            return Err(Error::corruption(file, 32, detail));
-        }
-        Ok(header)
     }
 }
 

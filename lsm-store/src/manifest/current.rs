@@ -37,6 +37,11 @@ fn marker_path(dir: &Path, iteration: u64, number: FileNumber) -> PathBuf {
     dir.join(format!("CURRENT.{iteration:016x}.{number}"))
 }
 
+/// The number of a manifest, if the path names one.
+pub(crate) fn parse_manifest(path: &Path) -> Option<FileNumber> {
+    parse_number(path.file_name()?.to_str()?.strip_prefix("MANIFEST-")?)
+}
+
 /// 16 lower-case hexadecimal digits and nothing else.
 fn parse_number(text: &str) -> Option<FileNumber> {
     let digits = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
@@ -61,7 +66,7 @@ impl Listing {
         let mut listing = Self::default();
         for path in vfs.list(dir).context("list", dir)? {
             let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-            if let Some(number) = name.strip_prefix("MANIFEST-").and_then(parse_number) {
+            if let Some(number) = parse_manifest(&path) {
                 listing.manifests.push(number);
             } else if let Some((iteration, number)) =
                 name.strip_prefix("CURRENT.").and_then(|rest| rest.split_once('.'))

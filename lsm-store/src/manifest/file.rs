@@ -27,10 +27,10 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"LSMMAN\0\x01";
 const COPY_BYTES: usize = 128;
 const COPY_SUMMED_BYTES: usize = 120;
-const FIRST_RECORD: u64 = 256;
-const KIND_SNAPSHOT_PART: u8 = 16;
-const KIND_SNAPSHOT_END: u8 = 17;
-const KIND_EDIT: u8 = 18;
+pub(crate) const FIRST_RECORD: u64 = 256;
+pub(crate) const KIND_SNAPSHOT_PART: u8 = 16;
+pub(crate) const KIND_SNAPSHOT_END: u8 = 17;
+pub(crate) const KIND_EDIT: u8 = 18;
 /// Payload size at which a snapshot part is ended; one item is never split.
 const PART_BYTES: usize = 1 << 20;
 
@@ -59,8 +59,27 @@ impl Header {
         copy
     }
 
-    /// Reads the header from whichever copy is whole.
+    /// Reads the header and checks whose it is.
     fn decode(bytes: &[u8], path: &Path, store_id: u128, number: FileNumber) -> Result<Self> {
+        let header = Self::read(bytes, path)?;
+        if header.store_id != store_id {
+            return Err(Error::WrongStore {
+                file: path.to_path_buf(),
+                expected: store_id,
+                found: header.store_id,
+            });
+        }
+        if header.number != number {
+            return Err(Error::corruption(path, 32, format!("this is manifest {}", header.number)));
+        }
+        Ok(header)
+    }
+
+    /// Reads the header from whichever copy is whole.
+    ///
+    /// # Errors
+    /// `Corruption` if neither is, or if they differ; `UnknownVersion`.
+    pub(crate) fn read(bytes: &[u8], path: &Path) -> Result<Self> {
         let first = bytes.get(..COPY_BYTES).unwrap_or_default();
         let second = bytes.get(COPY_BYTES..2 * COPY_BYTES).unwrap_or_default();
         let (version, header) = match (parse_copy(first), parse_copy(second)) {
@@ -87,16 +106,6 @@ impl Header {
                 found: version,
                 supported: FORMAT_VERSION,
             });
-        }
-        if header.store_id != store_id {
-            return Err(Error::WrongStore {
-                file: path.to_path_buf(),
-                expected: store_id,
-                found: header.store_id,
-            });
-        }
-        if header.number != number {
-            return Err(Error::corruption(path, 32, format!("this is manifest {}", header.number)));
         }
         Ok(header)
     }

@@ -11,7 +11,7 @@
 //! * A segment is removed when everything in it is in tables. The head of a segment says how many batches
 //!   came before, so a missing piece of the log is noticed.
 
-mod batch;
+pub(crate) mod batch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
