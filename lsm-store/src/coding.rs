@@ -56,11 +56,13 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Reads `bytes` from their beginning.
+    #[inline]
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes, total: bytes.len() }
     }
 
     /// How many bytes were taken so far.
+    #[inline]
     pub fn position(&self) -> usize {
         self.total - self.rest.len()
     }
@@ -71,6 +73,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether nothing is left.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
@@ -84,6 +87,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// If fewer are left.
+    #[inline]
     pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
         let Some((head, tail)) = self.rest.split_at_checked(len) else {
             return Err(self.error("fewer bytes than the length says"));
@@ -148,9 +152,8 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// If it does not end, does not fit 64 bits, or could be shorter.
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, DecodeError> {
-        let start = self.position() as u64;
-        let fail = |what| DecodeError { offset: start, what };
         // Most varints on disk are lengths and small differences: one byte.
         if let Some((&first, tail)) = self.rest.split_first()
             && first < 0x80
@@ -158,6 +161,35 @@ impl<'a> Reader<'a> {
             self.rest = tail;
             return Ok(u64::from(first));
         }
+        // Up to eight bytes are taken at once: the top bits say where the varint ends, and its groups of
+        // seven bits are moved together in three steps, by pairs, pairs of pairs, and halves.
+        if let Some(chunk) = self.rest.first_chunk::<8>() {
+            let word = u64::from_le_bytes(*chunk);
+            let ends = !word & 0x8080_8080_8080_8080;
+            let last = ends & ends.wrapping_neg();
+            let len = usize::try_from(last.trailing_zeros() / 8 + 1).unwrap_or(usize::MAX);
+            // All bits up to the one that ends the varint; none if it goes on.
+            let groups = word & last.wrapping_sub(1) & 0x7F7F_7F7F_7F7F_7F7F;
+            if last != 0
+                && groups >> (last.trailing_zeros() - 7) != 0
+                && let Some(tail) = self.rest.get(len..)
+            {
+                let pairs =
+                    (groups & 0x007F_007F_007F_007F) | (groups & 0x7F00_7F00_7F00_7F00) >> 1;
+                let quads = (pairs & 0x0000_3FFF_0000_3FFF) | (pairs & 0x3FFF_0000_3FFF_0000) >> 2;
+                let value = (quads & 0x0FFF_FFFF) | (quads & 0x0FFF_FFFF_0000_0000) >> 4;
+                self.rest = tail;
+                return Ok(value);
+            }
+        }
+        self.varint_by_bytes()
+    }
+
+    /// A varint at the end of the bytes, of nine or ten bytes, or one to refuse.
+    #[cold]
+    fn varint_by_bytes(&mut self) -> Result<u64, DecodeError> {
+        let start = self.position() as u64;
+        let fail = |what| DecodeError { offset: start, what };
         let mut value = 0_u64;
         let mut rest = self.rest;
         for index in 0..MAX_VARINT_BYTES {
@@ -185,6 +217,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// As [`Reader::varint`], and if it is more than what is left.
+    #[inline]
     pub fn length(&mut self) -> Result<usize, DecodeError> {
         let at = self.clone();
         let value = self.varint()?;
@@ -233,6 +266,26 @@ mod tests {
             put_varint(&mut buf, value);
             assert_eq!(buf.len(), varint_len(value), "length of {value}");
             assert_eq!(one_varint(&buf), Ok(value), "value {value}");
+        }
+    }
+
+    #[test]
+    fn varints_come_back_whatever_follows_them() {
+        let edges = (0..64).flat_map(|bit| [1_u64 << bit, (1 << bit) - 1, (1 << bit) + 1]);
+        for value in edges.chain([0, u64::MAX]) {
+            for behind in [[0x00; 9], [0x7F; 9], [0x80; 9], [0xFF; 9]] {
+                let mut buf = Vec::new();
+                put_varint(&mut buf, value);
+                let len = buf.len();
+                buf.extend_from_slice(&behind);
+                let mut reader = Reader::new(&buf);
+                assert_eq!(reader.varint(), Ok(value), "value {value} before {behind:?}");
+                assert_eq!(reader.position(), len, "bytes taken for {value} before {behind:?}");
+            }
+        }
+        for bytes in [[0x80, 0x00, 1, 1, 1, 1, 1, 1], [0xFF, 0x80, 0x00, 1, 1, 1, 1, 1]] {
+            let error = Reader::new(&bytes).varint().expect_err("not the shortest encoding");
+            assert_eq!(error.what, "a varint longer than it needs to be", "for {bytes:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Iterates a level below level 0: tables one after the other, of which one is open at a time.
+//! Iterates a sorted run or a level below level 0: tables one after the other, of which one is open at a time.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::internal_key::Kind;
 use crate::iter::InternalIter;
+use crate::iter::bounds::SharedBounds;
 use crate::sstable::iter::TableIter;
 use crate::sstable::reader::Table;
 
@@ -18,26 +19,78 @@ pub(crate) type Tables = Arc<[Arc<Table>]>;
 pub(crate) struct LevelIter {
     tables: Tables,
     fill: bool,
+    bounds: SharedBounds,
+    /// Reads the table at this place.
     at: usize,
     table: Option<TableIter>,
 }
 
 impl LevelIter {
     pub(crate) const fn new(tables: Tables, fill: bool) -> Self {
-        Self { tables, fill, at: 0, table: None }
+        Self { tables, fill, bounds: None, at: 0, table: None }
     }
 
-    /// Opens a table of the level; `false` if there is none at this place.
-    fn open(&mut self, at: usize) -> Option<&mut TableIter> {
-        self.table = self.tables.get(at).map(|t| TableIter::new(Arc::clone(t), self.fill));
+    /// Changes the bounds; stands on no entry.
+    pub(crate) fn set_bounds(&mut self, bounds: SharedBounds) {
+        if let Some(table) = &mut self.table {
+            table.set_bounds(bounds.clone());
+        }
+        self.bounds = bounds;
+    }
+
+    /// See [`BlockIter::repeats_key`](crate::sstable::block_iter::BlockIter::repeats_key).
+    #[inline]
+    pub(crate) fn repeats_key(&self) -> bool {
+        self.table.as_ref().is_some_and(TableIter::repeats_key)
+    }
+
+    /// See [`BlockIter::is_newest`](crate::sstable::block_iter::BlockIter::is_newest).
+    #[inline]
+    pub(crate) fn is_newest(&self) -> bool {
+        self.table.as_ref().is_some_and(TableIter::is_newest)
+    }
+
+    /// The table at a place; none if there is no such place, or all of the table is beyond the bound that
+    /// lies in the direction. Stands on no entry.
+    fn open(&mut self, at: Option<usize>, backward: bool) -> Option<&mut TableIter> {
+        if let Some(open) = &mut self.table {
+            open.invalidate();
+        }
+        let at = at?;
+        let next = self.tables.get(at)?;
+        if let Some(bounds) = &self.bounds {
+            let meta = next.meta();
+            let inside = if backward {
+                bounds.above_lower(&meta.largest.user_key)
+            } else {
+                bounds.below_upper(&meta.smallest.user_key)
+            };
+            if !inside {
+                return None;
+            }
+        }
+        match &mut self.table {
+            Some(_) if self.at == at => {}
+            Some(open) => open.set_table(Arc::clone(next)),
+            none => {
+                let mut opened = TableIter::new(Arc::clone(next), self.fill);
+                opened.set_bounds(self.bounds.clone());
+                *none = Some(opened);
+            }
+        }
         self.at = at;
         self.table.as_mut()
     }
 
+    /// The place of the first table that does not end before a key.
+    fn place(&self, key: &[u8]) -> usize {
+        self.tables.partition_point(|t| t.meta().largest.user_key.as_slice() < key)
+    }
+
     /// If the current table is exhausted, to the beginning of the next one.
     fn skip_forward(&mut self) -> Result<()> {
-        while !self.valid() && self.table.is_some() {
-            match self.open(self.at + 1) {
+        while !self.valid() {
+            match self.open(Some(self.at + 1), false) {
                 Some(table) => table.seek_to_first()?,
                 None => return Ok(()),
             }
@@ -45,14 +98,12 @@ impl LevelIter {
         Ok(())
     }
 
+    /// If the current table is exhausted, to the end of the one before.
     fn skip_backward(&mut self) -> Result<()> {
-        while !self.valid() && self.table.is_some() {
-            let Some(before) = self.at.checked_sub(1) else {
-                self.table = None;
-                return Ok(());
-            };
-            if let Some(table) = self.open(before) {
-                table.seek_to_last()?;
+        while !self.valid() {
+            match self.open(self.at.checked_sub(1), true) {
+                Some(table) => table.seek_to_last()?,
+                None => return Ok(()),
             }
         }
         Ok(())
@@ -60,22 +111,27 @@ impl LevelIter {
 }
 
 impl InternalIter for LevelIter {
+    #[inline]
     fn valid(&self) -> bool {
         self.table.as_ref().is_some_and(TableIter::valid)
     }
 
+    #[inline]
     fn key(&self) -> &[u8] {
         self.table.as_ref().map_or(&[], TableIter::key)
     }
 
+    #[inline]
     fn sequence(&self) -> u64 {
         self.table.as_ref().map_or(0, TableIter::sequence)
     }
 
+    #[inline]
     fn kind(&self) -> Kind {
         self.table.as_ref().map_or(Kind::Value, TableIter::kind)
     }
 
+    #[inline]
     fn value(&self) -> &[u8] {
         self.table.as_ref().map_or(&[], TableIter::value)
     }
@@ -85,49 +141,56 @@ impl InternalIter for LevelIter {
     }
 
     fn seek_to_first(&mut self) -> Result<()> {
-        if let Some(table) = self.open(0) {
-            table.seek_to_first()?;
+        match self.open(Some(0), false) {
+            Some(table) => table.seek_to_first()?,
+            None => return Ok(()),
         }
         self.skip_forward()
     }
 
     fn seek_to_last(&mut self) -> Result<()> {
-        if let Some(table) = self.open(self.tables.len().saturating_sub(1)) {
-            table.seek_to_last()?;
+        match self.open(self.tables.len().checked_sub(1), true) {
+            Some(table) => table.seek_to_last()?,
+            None => return Ok(()),
         }
         self.skip_backward()
     }
 
     fn seek(&mut self, key: &[u8], sequence: u64) -> Result<()> {
-        let at = self.tables.partition_point(|t| t.meta().largest.user_key.as_slice() < key);
-        if let Some(table) = self.open(at) {
-            table.seek(key, sequence)?;
+        match self.open(Some(self.place(key)), false) {
+            Some(table) => table.seek(key, sequence)?,
+            None => return Ok(()),
         }
         self.skip_forward()
     }
 
     fn seek_for_prev(&mut self, key: &[u8], sequence: u64) -> Result<()> {
-        let at = self.tables.partition_point(|t| t.meta().largest.user_key.as_slice() < key);
-        if at >= self.tables.len() {
-            return self.seek_to_last();
+        let place = self.place(key);
+        if self.tables.get(place).is_none_or(|t| t.meta().smallest.user_key.as_slice() > key) {
+            // All that is before the key is in the tables before this place.
+            return match self.open(place.checked_sub(1), true) {
+                Some(table) => table.seek_to_last(),
+                None => Ok(()),
+            };
         }
-        if let Some(table) = self.open(at) {
-            table.seek_for_prev(key, sequence)?;
+        match self.open(Some(place), true) {
+            Some(table) => table.seek_for_prev(key, sequence)?,
+            None => return Ok(()),
         }
         self.skip_backward()
     }
 
+    #[inline]
     fn next(&mut self) -> Result<()> {
-        if let Some(table) = &mut self.table {
-            table.next()?;
-        }
-        self.skip_forward()
+        let Some(table) = &mut self.table else { return Ok(()) };
+        table.next()?;
+        if table.valid() { Ok(()) } else { self.skip_forward() }
     }
 
+    #[inline]
     fn prev(&mut self) -> Result<()> {
-        if let Some(table) = &mut self.table {
-            table.prev()?;
-        }
-        self.skip_backward()
+        let Some(table) = &mut self.table else { return Ok(()) };
+        table.prev()?;
+        if table.valid() { Ok(()) } else { self.skip_backward() }
     }
 }

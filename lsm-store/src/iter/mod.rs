@@ -3,7 +3,7 @@
 //! ```text
 //!   memtable ─┐
 //!   L0 table ─┤                          visibility (store::Iter)
-//!   L0 table ─┼── merging (MergeIter) ──► newest version at or below a sequence number, in bounds
+//!   L0 table ─┼── merging (MergeIter) ──► newest version at or below a sequence number
 //!   L1 level ─┤                     └──► flush and compaction (every version)
 //!   L2 level ─┘
 //! ```
@@ -11,13 +11,20 @@
 //! Rules:
 //! 1. A move that fails returns the error and leaves the iterator not valid; not valid without an error
 //!    means the end. An error never looks like the end.
-//! 2. Keys and values are borrowed from the block or the memtable copy the iterator stands on.
+//! 2. Keys and values are borrowed from the block or the memtable copy the iterator stands on; a step
+//!    allocates nothing, counts no references and calls nothing through a pointer.
 //! 3. A change of direction is an absolute search of every source, never a guess from where it stands: `next`
 //!    follows a search forward (`seek`, `seek_to_first`), `prev` one backward (`seek_for_prev`, `seek_to_last`).
+//!    Both are for an iterator that is valid.
+//! 4. Bounds are the sources' business: going forward a source ends at the upper bound, going backward at the
+//!    lower one. They are compared once per block where that decides; tables outside are not touched.
 
+pub(crate) mod bounds;
 pub(crate) mod level;
 pub(crate) mod mem;
 pub(crate) mod merge;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 

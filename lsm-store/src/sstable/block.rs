@@ -126,11 +126,13 @@ impl Block {
         Error::corruption(&self.path, self.offset, detail)
     }
 
+    #[inline]
     pub(super) fn prefix(&self) -> &[u8] {
         self.raw.get(self.prefix.clone()).unwrap_or_default()
     }
 
     /// Within the block by the check in `parse`; 0 (refused by every user) otherwise.
+    #[inline]
     pub(super) fn restart_offset(&self, restart: usize) -> usize {
         let width = if self.wide { 4 } else { 2 };
         let bytes = self.raw.get(self.offsets_offset + restart * width..).unwrap_or_default();
@@ -141,12 +143,28 @@ impl Block {
         }
     }
 
+    /// How many restart points have a head below `target`.
+    pub(super) fn restarts_below(&self, target: u64) -> usize {
+        let heads = self.raw.get(self.heads_offset..self.offsets_offset).unwrap_or_default();
+        let (heads, _) = heads.as_chunks::<8>();
+        let below = |at: usize| heads.get(at).is_some_and(|h| u64::from_le_bytes(*h) < target);
+        // Halves without a branch to mispredict: each step moves by a comparison's result.
+        let (mut start, mut len) = (0, heads.len());
+        while len > 1 {
+            let half = len / 2;
+            start += if below(start + half - 1) { half } else { 0 };
+            len -= half;
+        }
+        start + usize::from(below(start))
+    }
+
     pub(super) fn restart_head(&self, restart: usize) -> u64 {
         let bytes = self.raw.get(self.heads_offset + restart * 8..).unwrap_or_default();
         bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b))
     }
 
     /// The entry at `at`: its parts, and the offset of the next one.
+    #[inline]
     pub(super) fn entry_at(&self, at: usize) -> Result<(RawEntry, usize)> {
         let bytes = self.raw.get(at..self.entries.end).unwrap_or_default();
         let mut reader = Reader::new(bytes);

@@ -3,6 +3,15 @@
 //! A search compares one integer per restart point (the head: the first 8 bytes after the common
 //! prefix) and decodes keys only on ties and in the one interval it ends in. Which bytes make up a
 //! block is [`block`](super::block)'s business; an entry is checked when it is stepped on.
+//!
+//! Keys are rebuilt in one buffer, values are ranges of the block: a step allocates nothing. One iterator
+//! serves block after block and keeps its buffers.
+//!
+//! ```text
+//! forward            keys:  | key |                            passed: empty
+//! backward, in the   keys:  | key 0 | key 1 | … | key |        passed: entries 0, 1, … of the interval
+//! interval of key
+//! ```
 
 #![deny(clippy::indexing_slicing)]
 
@@ -12,269 +21,381 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::block::Block;
+use super::block::{Block, RawEntry};
 use super::format::Handle;
 use crate::coding::Reader;
 use crate::error::Result;
 use crate::internal_key::{Kind, compare, head};
 
-/// An entry passed on the way to a later one of the same interval, for steps backward.
-#[derive(Debug)]
-struct Passed {
-    start: usize,
-    next: usize,
-    sequence: u64,
-    kind: Kind,
-    value: Range<usize>,
-    handle: Handle,
-    key: Range<usize>,
+/// Short suffixes are copied as so many bytes at once, whatever lies behind them.
+const COPY_BYTES: usize = 16;
+
+/// What is known of the entry before, in key order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Before {
+    #[default]
+    Unknown,
+    /// It is a newer version of the same user key.
+    SameKey,
+    OtherKey,
 }
 
-/// Stands on an entry of a block, or on none.
-#[derive(Debug)]
-pub(crate) struct BlockIter {
-    block: Arc<Block>,
-    valid: bool,
+/// Where an entry is and what it says.
+#[derive(Clone, Debug)]
+struct Entry {
     /// Offset of the entry, and of the one after it.
     start: usize,
     next: usize,
-    /// The restart interval of the entry.
-    restart: usize,
-    key: Vec<u8>,
+    /// The range of the key buffer.
+    key: Range<usize>,
+    before: Before,
     sequence: u64,
     kind: Kind,
     value: Range<usize>,
     /// Index blocks only.
     handle: Handle,
+}
+
+impl Entry {
+    const NONE: Self = Self {
+        start: 0,
+        next: 0,
+        key: 0..0,
+        before: Before::Unknown,
+        sequence: 0,
+        kind: Kind::Value,
+        value: 0..0,
+        handle: Handle { offset: 0, len: 0 },
+    };
+}
+
+/// Stands on an entry of a block, or on none.
+#[derive(Debug)]
+pub(crate) struct BlockIter {
+    block: Option<Arc<Block>>,
+    valid: bool,
+    here: Entry,
+    /// The restart point that comes next, and its offset; the end of the entries after the last one.
+    restart: usize,
+    boundary: usize,
+    keys: Vec<u8>,
     /// Entries of the interval before this one, if it was reached by a step backward.
-    passed: Vec<Passed>,
-    passed_keys: Vec<u8>,
+    passed: Vec<Entry>,
 }
 
 impl BlockIter {
     pub(crate) fn new(block: Arc<Block>) -> Self {
+        Self { block: Some(block), ..Self::empty() }
+    }
+
+    /// Without a block, hence on no entry.
+    pub(crate) const fn empty() -> Self {
         Self {
-            block,
+            block: None,
             valid: false,
-            start: 0,
-            next: 0,
+            here: Entry::NONE,
             restart: 0,
-            key: Vec::new(),
-            sequence: 0,
-            kind: Kind::Value,
-            value: 0..0,
-            handle: Handle::default(),
+            boundary: 0,
+            keys: Vec::new(),
             passed: Vec::new(),
-            passed_keys: Vec::new(),
         }
+    }
+
+    /// Leaves the block; stands on no entry.
+    pub(crate) fn clear(&mut self) {
+        self.block = None;
+        self.valid = false;
+    }
+
+    /// Changes to another block; stands on no entry.
+    pub(crate) fn set_block(&mut self, block: Arc<Block>) {
+        self.block = Some(block);
+        self.valid = false;
+    }
+
+    /// Changes to the block that follows the present one, and stands on its first entry.
+    /// [`repeats_key`](Self::repeats_key) then compares to the entry it stood on last.
+    pub(crate) fn continue_in(&mut self, block: Arc<Block>) -> Result<()> {
+        let (first, _) = block.entry_at(block.entries.start)?;
+        let suffix = block.raw.get(first.suffix).unwrap_or_default();
+        let same = self.key().strip_prefix(block.prefix()) == Some(suffix);
+        self.set_block(block);
+        self.seek_to_first()?;
+        self.here.before = if same { Before::SameKey } else { Before::OtherKey };
+        Ok(())
     }
 
     pub(crate) const fn valid(&self) -> bool {
         self.valid
     }
 
+    /// Stands on no entry from here on.
+    pub(crate) const fn invalidate(&mut self) {
+        self.valid = false;
+    }
+
+    #[inline]
     pub(crate) fn key(&self) -> &[u8] {
-        &self.key
+        self.keys.get(self.here.key.clone()).unwrap_or_default()
     }
 
     pub(crate) const fn sequence(&self) -> u64 {
-        self.sequence
+        self.here.sequence
     }
 
     pub(crate) const fn kind(&self) -> Kind {
-        self.kind
+        self.here.kind
     }
 
+    #[inline]
     pub(crate) fn value(&self) -> &[u8] {
-        self.block.raw.get(self.value.clone()).unwrap_or_default()
+        let block = self.block.as_ref();
+        block.and_then(|b| b.raw.get(self.here.value.clone())).unwrap_or_default()
     }
 
     pub(crate) fn value_bytes(&self) -> Bytes {
-        self.block.raw.slice(self.value.clone())
+        self.block.as_ref().map_or_else(Bytes::new, |b| b.raw.slice(self.here.value.clone()))
     }
 
     /// The handle an index entry holds.
     pub(crate) const fn handle(&self) -> Handle {
-        self.handle
+        self.here.handle
+    }
+
+    /// After a step forward: whether the entry stepped from has the same user key.
+    pub(crate) const fn repeats_key(&self) -> bool {
+        matches!(self.here.before, Before::SameKey)
+    }
+
+    /// Whether the entry is known to be the newest version of its key in the table; `false` says nothing.
+    pub(crate) const fn is_newest(&self) -> bool {
+        matches!(self.here.before, Before::OtherKey)
     }
 
     pub(crate) fn seek_to_first(&mut self) -> Result<()> {
         self.jump(0);
-        self.step()
+        self.step(true)
     }
 
     pub(crate) fn seek_to_last(&mut self) -> Result<()> {
-        self.jump(self.block.restart_count - 1);
-        self.step()?;
-        while self.next < self.block.entries.end {
-            self.step()?;
-        }
-        Ok(())
+        let Some(block) = &self.block else { return Ok(()) };
+        let (end, last) = (block.entries.end, block.restart_count - 1);
+        self.stack(last, end)
+    }
+
+    /// How the user key of the block's first entry compares to `key`.
+    pub(crate) fn first_key_cmp(&self, key: &[u8]) -> Result<Ordering> {
+        let Some(block) = &self.block else { return Ok(Ordering::Equal) };
+        let (first, _) = block.entry_at(block.entries.start)?;
+        Ok(compare_joined(block, &first, key))
+    }
+
+    /// Whether the block's first entry is at or before `(key, sequence)`.
+    pub(crate) fn begins_at_or_before(&self, key: &[u8], sequence: u64) -> Result<bool> {
+        let Some(block) = &self.block else { return Ok(false) };
+        let (first, _) = block.entry_at(block.entries.start)?;
+        Ok(compare_joined(block, &first, key).then(sequence.cmp(&first.sequence)).is_le())
     }
 
     /// To the first entry at or after `(key, sequence)`; not valid if there is none.
     pub(crate) fn seek(&mut self, key: &[u8], sequence: u64) -> Result<()> {
-        let prefix = self.block.prefix();
-        let shorter = prefix.len().min(key.len());
-        let (key_start, prefix_start) =
-            (key.get(..shorter).unwrap_or_default(), prefix.get(..shorter).unwrap_or_default());
-        match key_start.cmp(prefix_start) {
-            Ordering::Less => return self.seek_to_first(),
-            Ordering::Greater => {
-                self.valid = false;
-                return Ok(());
-            }
-            Ordering::Equal if key.len() < prefix.len() => return self.seek_to_first(),
-            Ordering::Equal => {}
-        }
-        let rest = key.get(prefix.len()..).unwrap_or_default();
-        let restart = self.last_restart_at_or_before(rest, sequence)?;
+        self.valid = false;
+        let Some(block) = &self.block else { return Ok(()) };
+        let prefix = block.prefix();
+        let restart = match key.strip_prefix(prefix) {
+            Some(rest) => last_restart_at_or_before(block, rest, sequence)?,
+            None if key < prefix => 0,
+            None => return Ok(()),
+        };
         self.jump(restart);
-        self.step()?;
-        while self.valid && compare((&self.key, self.sequence), (key, sequence)) == Ordering::Less {
+        self.step(true)?;
+        while self.valid
+            && compare((self.key(), self.here.sequence), (key, sequence)) == Ordering::Less
+        {
             self.next()?;
         }
         Ok(())
     }
 
-    /// The last restart point whose internal key (after the common prefix) is at or before the target;
-    /// the first one if all are after it.
-    fn last_restart_at_or_before(&self, rest: &[u8], sequence: u64) -> Result<usize> {
-        let block = &self.block;
-        let target = head(rest);
-        let below = partition(0..block.restart_count, |r| Ok(block.restart_head(r) < target))?;
-        let ties = partition(below..block.restart_count, |r| Ok(block.restart_head(r) == target))?;
-        let end = partition(below..ties, |r| {
-            let (entry, _) = block.entry_at(block.restart_offset(r))?;
-            let key = block.raw.get(entry.suffix).unwrap_or_default();
-            Ok(compare((key, entry.sequence), (rest, sequence)) != Ordering::Greater)
-        })?;
-        Ok(end.saturating_sub(1))
-    }
-
     /// To the next entry; not valid after the last.
+    #[inline]
     pub(crate) fn next(&mut self) -> Result<()> {
         self.passed.clear();
-        if self.next >= self.block.entries.end {
+        if self.block.as_ref().is_none_or(|b| self.here.next >= b.entries.end) {
             self.valid = false;
             return Ok(());
         }
-        self.step()
+        self.step(false)
     }
 
     /// To the entry before; not valid before the first.
+    #[inline]
     pub(crate) fn prev(&mut self) -> Result<()> {
-        if self.passed.is_empty() {
-            let end = self.start;
-            if end <= self.block.entries.start {
-                self.valid = false;
-                return Ok(());
-            }
-            let restart = if self.block.restart_offset(self.restart) < end {
-                self.restart
-            } else {
-                self.restart.saturating_sub(1)
-            };
-            self.jump(restart);
-            self.passed_keys.clear();
-            self.step()?;
-            while self.next < end {
-                self.pass();
-                self.step()?;
-            }
-            if self.next != end {
-                self.valid = false;
-                return Err(self.block.corrupt("entries do not meet the restart points"));
-            }
+        if let Some(passed) = self.passed.pop() {
+            self.here = passed;
             return Ok(());
         }
-        if let Some(passed) = self.passed.pop() {
-            self.start = passed.start;
-            self.next = passed.next;
-            self.sequence = passed.sequence;
-            self.kind = passed.kind;
-            self.value = passed.value;
-            self.handle = passed.handle;
-            self.key.clear();
-            self.key
-                .extend_from_slice(self.passed_keys.get(passed.key.clone()).unwrap_or_default());
-            self.passed_keys.truncate(passed.key.start);
+        self.valid = false;
+        let Some(block) = &self.block else { return Ok(()) };
+        let end = self.here.start;
+        if end <= block.entries.start {
+            return Ok(());
         }
-        Ok(())
+        let current = self.restart.saturating_sub(1);
+        let before = block.restart_offset(current) < end;
+        let restart = if before { current } else { current.saturating_sub(1) };
+        self.stack(restart, end)
     }
 
-    fn pass(&mut self) {
-        let from = self.passed_keys.len();
-        self.passed_keys.extend_from_slice(&self.key);
-        self.passed.push(Passed {
-            start: self.start,
-            next: self.next,
-            sequence: self.sequence,
-            kind: self.kind,
-            value: self.value.clone(),
-            handle: self.handle,
-            key: from..self.passed_keys.len(),
-        });
+    /// Decodes an interval up to the entry that ends at `end`, where it stands then.
+    fn stack(&mut self, restart: usize, end: usize) -> Result<()> {
+        self.jump(restart);
+        self.step(true)?;
+        while self.here.next < end {
+            self.passed.push(self.here.clone());
+            // The next key goes behind this one.
+            let (from, to) = (self.here.key.start, self.here.key.end);
+            if self.keys.len() < 2 * to {
+                self.keys.resize(2 * to, 0);
+            }
+            self.keys.copy_within(from..to, to);
+            self.here.key = to..to + (to - from);
+            self.step(false)?;
+        }
+        if self.here.next == end {
+            return Ok(());
+        }
+        self.valid = false;
+        match &self.block {
+            Some(block) => Err(block.corrupt("entries do not meet the restart points")),
+            None => Ok(()),
+        }
     }
 
     /// Stands before the first entry of an interval; `step` follows.
     fn jump(&mut self, restart: usize) {
+        self.valid = false;
         self.passed.clear();
+        let Some(block) = &self.block else { return };
+        let prefix = block.prefix();
         self.restart = restart;
-        self.next = self.block.restart_offset(restart);
-        self.key.clear();
-        self.key.extend_from_slice(self.block.prefix());
+        self.boundary = block.restart_offset(restart);
+        self.here.next = self.boundary;
+        if self.keys.len() < prefix.len() {
+            self.keys.resize(prefix.len() + COPY_BYTES, 0);
+        }
+        if let Some(start) = self.keys.get_mut(..prefix.len()) {
+            start.copy_from_slice(prefix);
+        }
+        self.here.key = 0..prefix.len();
     }
 
-    /// Decodes the entry at `next`.
-    fn step(&mut self) -> Result<()> {
+    /// Decodes the entry at `here.next`; `jumped` says that the entry before it was not looked at.
+    #[inline]
+    fn step(&mut self, jumped: bool) -> Result<()> {
         self.valid = false;
-        let at = self.next;
-        let (entry, next) = self.block.entry_at(at)?;
-        let after = self.restart + 1;
-        if after < self.block.restart_count {
-            match at.cmp(&self.block.restart_offset(after)) {
-                Ordering::Less => {}
-                Ordering::Equal => self.restart = after,
-                Ordering::Greater => {
-                    return Err(self.block.corrupt("entries do not meet the restart points"));
-                }
+        let Some(block) = &self.block else { return Ok(()) };
+        let at = self.here.next;
+        let (entry, next) = block.entry_at(at)?;
+        let before = self.here.key.clone();
+        let kept = block.prefix.len().saturating_add(entry.shared);
+        let at_restart = at >= self.boundary;
+        if kept > before.len() || (at_restart && entry.shared != 0) {
+            return Err(block.corrupt("entry shares more with its predecessor than there is"));
+        }
+        let same = if at_restart {
+            if at > self.boundary {
+                return Err(block.corrupt("entries do not meet the restart points"));
             }
-        }
-        let at_restart = at == self.block.restart_offset(self.restart);
-        let prefix_len = self.block.prefix.len();
-        let kept = prefix_len.saturating_add(entry.shared);
-        if kept > self.key.len() || (at_restart && entry.shared != 0) {
-            return Err(self.block.corrupt("entry shares more with its predecessor than there is"));
-        }
-        self.key.truncate(kept);
-        self.key.extend_from_slice(self.block.raw.get(entry.suffix).unwrap_or_default());
-        self.sequence = entry.sequence;
-        self.kind = entry.kind;
-        self.value = entry.value;
-        self.start = at;
-        self.next = next;
-        if self.block.is_index {
-            self.handle = self.read_handle(at_restart)?;
+            self.restart += 1;
+            self.boundary = if self.restart < block.restart_count {
+                block.restart_offset(self.restart)
+            } else {
+                block.entries.end
+            };
+            self.keys.get(before.start + kept..before.end) == block.raw.get(entry.suffix.clone())
+        } else {
+            kept == before.len() && entry.suffix.is_empty()
+        };
+        let key_end = before.start + kept + entry.suffix.len();
+        put_suffix(&mut self.keys, before.start + kept, &block.raw, &entry.suffix);
+        self.here = Entry {
+            start: at,
+            next,
+            key: before.start..key_end,
+            before: match (jumped, same) {
+                (true, _) => Before::Unknown,
+                (false, true) => Before::SameKey,
+                (false, false) => Before::OtherKey,
+            },
+            sequence: entry.sequence,
+            kind: entry.kind,
+            value: entry.value,
+            handle: self.here.handle,
+        };
+        if block.is_index {
+            self.here.handle = read_handle(block, self.value(), self.here.handle, at_restart)?;
         }
         self.valid = true;
         Ok(())
     }
+}
 
-    fn read_handle(&self, at_restart: bool) -> Result<Handle> {
-        let mut reader = Reader::new(self.value());
-        let handle = if at_restart {
-            Handle::read(&mut reader)
-        } else {
-            let offset =
-                self.handle.end().ok_or_else(|| self.block.corrupt("block handle overflows"))?;
-            reader.varint().map(|len| Handle { offset, len })
-        };
-        match handle {
-            Ok(handle) if reader.is_empty() => Ok(handle),
-            Ok(_) => Err(self.block.corrupt("bytes after a block handle")),
-            Err(e) => Err(self.block.corrupt(format!("block handle: {}", e.what))),
-        }
+/// Copies a suffix of `raw` to its place in the key buffer, which grows if need be.
+#[inline]
+fn put_suffix(keys: &mut Vec<u8>, at: usize, raw: &[u8], suffix: &Range<usize>) {
+    let need = at + suffix.len().max(COPY_BYTES);
+    if keys.len() < need {
+        keys.resize(2 * need, 0);
+    }
+    let to = keys.get_mut(at..).unwrap_or_default();
+    if suffix.len() <= COPY_BYTES
+        && let Some(from) = raw.get(suffix.start..).and_then(<[u8]>::first_chunk::<COPY_BYTES>)
+        && let Some(to) = to.first_chunk_mut::<COPY_BYTES>()
+    {
+        *to = *from;
+    } else if let Some(from) = raw.get(suffix.clone())
+        && let Some(to) = to.get_mut(..from.len())
+    {
+        to.copy_from_slice(from);
+    }
+}
+
+/// How the user key of an entry at a restart point compares to `key`.
+fn compare_joined(block: &Block, entry: &RawEntry, key: &[u8]) -> Ordering {
+    let prefix = block.prefix();
+    match key.strip_prefix(prefix) {
+        Some(rest) => block.raw.get(entry.suffix.clone()).unwrap_or_default().cmp(rest),
+        None => prefix.cmp(key),
+    }
+}
+
+/// The last restart point whose internal key (after the common prefix) is at or before the target;
+/// the first one if all are after it.
+fn last_restart_at_or_before(block: &Block, rest: &[u8], sequence: u64) -> Result<usize> {
+    let target = head(rest);
+    let below = block.restarts_below(target);
+    let ties = partition(below..block.restart_count, |r| Ok(block.restart_head(r) == target))?;
+    let end = partition(below..ties, |r| {
+        let (entry, _) = block.entry_at(block.restart_offset(r))?;
+        let key = block.raw.get(entry.suffix).unwrap_or_default();
+        Ok(compare((key, entry.sequence), (rest, sequence)) != Ordering::Greater)
+    })?;
+    Ok(end.saturating_sub(1))
+}
+
+fn read_handle(block: &Block, value: &[u8], before: Handle, at_restart: bool) -> Result<Handle> {
+    let mut reader = Reader::new(value);
+    let handle = if at_restart {
+        Handle::read(&mut reader)
+    } else {
+        let offset = before.end().ok_or_else(|| block.corrupt("block handle overflows"))?;
+        reader.varint().map(|len| Handle { offset, len })
+    };
+    match handle {
+        Ok(handle) if reader.is_empty() => Ok(handle),
+        Ok(_) => Err(block.corrupt("bytes after a block handle")),
+        Err(e) => Err(block.corrupt(format!("block handle: {}", e.what))),
     }
 }
 

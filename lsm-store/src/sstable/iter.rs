@@ -1,12 +1,19 @@
-//! Iterates a table: top entries → index partition → data block, both ways.
+//! Iterates a table: top entries → index partition → data block, both ways, within bounds.
+//!
+//! Blocks stay pinned until another one is needed, so a search near the last one costs no lookup in the
+//! cache. A search never relies on where the iterator stands: the block at hand is used only if its first
+//! entry and its separator say that the target is in it.
 
+use std::cmp::Ordering;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::Result;
 use crate::internal_key::{Kind, compare};
-use crate::iter::InternalIter;
+use crate::iter::bounds::SharedBounds;
+use crate::sstable::block::Block;
 use crate::sstable::block_iter::BlockIter;
 use crate::sstable::format::BlockKind;
 use crate::sstable::reader::Table;
@@ -17,175 +24,290 @@ pub(crate) struct TableIter {
     table: Arc<Table>,
     /// Whether blocks read are kept in the cache; not for compactions.
     fill: bool,
-    /// Position in the top block of `index`.
-    partition: usize,
-    index: Option<BlockIter>,
-    data: Option<BlockIter>,
+    bounds: SharedBounds,
+    index: BlockIter,
+    /// Position in the top block of what `index` reads; `None` if it reads nothing.
+    partition: Option<usize>,
+    data: BlockIter,
+    /// Offset of the block `data` reads.
+    loaded: Option<u64>,
+    /// The bound in the direction of the walk is within the data block: each key is compared.
+    checked: bool,
 }
 
 impl TableIter {
     pub(crate) const fn new(table: Arc<Table>, fill: bool) -> Self {
-        Self { table, fill, partition: 0, index: None, data: None }
+        Self {
+            table,
+            fill,
+            bounds: None,
+            index: BlockIter::empty(),
+            partition: None,
+            data: BlockIter::empty(),
+            loaded: None,
+            checked: false,
+        }
     }
 
+    /// Changes to another table; keeps the buffers.
+    pub(crate) fn set_table(&mut self, table: Arc<Table>) {
+        self.table = table;
+        self.partition = None;
+        self.index.clear();
+        self.loaded = None;
+        self.data.clear();
+    }
+
+    /// Changes the bounds; stands on no entry.
+    pub(crate) fn set_bounds(&mut self, bounds: SharedBounds) {
+        self.bounds = bounds;
+        self.data.invalidate();
+    }
+
+    pub(crate) const fn valid(&self) -> bool {
+        self.data.valid()
+    }
+
+    /// Stands on no entry from here on.
+    pub(crate) const fn invalidate(&mut self) {
+        self.data.invalidate();
+    }
+
+    #[inline]
+    pub(crate) fn key(&self) -> &[u8] {
+        self.data.key()
+    }
+
+    pub(crate) const fn sequence(&self) -> u64 {
+        self.data.sequence()
+    }
+
+    pub(crate) const fn kind(&self) -> Kind {
+        self.data.kind()
+    }
+
+    #[inline]
+    pub(crate) fn value(&self) -> &[u8] {
+        self.data.value()
+    }
+
+    pub(crate) fn value_bytes(&self) -> Bytes {
+        self.data.value_bytes()
+    }
+
+    /// See [`BlockIter::repeats_key`].
+    pub(crate) const fn repeats_key(&self) -> bool {
+        self.data.repeats_key()
+    }
+
+    /// See [`BlockIter::is_newest`].
+    pub(crate) const fn is_newest(&self) -> bool {
+        self.data.is_newest()
+    }
+
+    pub(crate) fn seek_to_first(&mut self) -> Result<()> {
+        self.data.invalidate();
+        if !self.open_index(0)? {
+            return Ok(());
+        }
+        self.index.seek_to_first()?;
+        self.open_data()?;
+        self.data.seek_to_first()?;
+        self.check_upper();
+        Ok(())
+    }
+
+    pub(crate) fn seek_to_last(&mut self) -> Result<()> {
+        self.data.invalidate();
+        if !self.open_index(self.table.top().len().saturating_sub(1))? {
+            return Ok(());
+        }
+        self.index.seek_to_last()?;
+        self.open_data()?;
+        self.data.seek_to_last()?;
+        self.check_lower()
+    }
+
+    /// To the first entry at or after `(key, sequence)`.
+    pub(crate) fn seek(&mut self, key: &[u8], sequence: u64) -> Result<()> {
+        self.search(key, sequence)?;
+        if !self.index.valid() {
+            return Ok(());
+        }
+        self.check_upper();
+        // Beyond the last entry of this block, yet not above its separator.
+        if self.data.valid() || self.checked { Ok(()) } else { self.next_block() }
+    }
+
+    /// To the last entry at or before `(key, sequence)`.
+    pub(crate) fn seek_for_prev(&mut self, key: &[u8], sequence: u64) -> Result<()> {
+        self.search(key, sequence)?;
+        if !self.index.valid() {
+            return self.seek_to_last();
+        }
+        if !self.data.valid() {
+            self.data.seek_to_last()?;
+        } else if compare((self.key(), self.sequence()), (key, sequence)).is_gt() {
+            self.data.prev()?;
+            if !self.data.valid() {
+                return self.prev_block();
+            }
+        }
+        self.check_lower()
+    }
+
+    /// To the next entry. Only after a search forward, while valid.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Result<()> {
+        self.data.next()?;
+        if self.checked {
+            self.stop_above();
+        } else if !self.data.valid() {
+            return self.next_block();
+        }
+        Ok(())
+    }
+
+    /// To the entry before. Only after a search backward, while valid.
+    #[inline]
+    pub(crate) fn prev(&mut self) -> Result<()> {
+        self.data.prev()?;
+        if self.checked {
+            self.stop_below();
+        } else if !self.data.valid() {
+            return self.prev_block();
+        }
+        Ok(())
+    }
+
+    /// Puts `data` into the block that holds the target if any does, at the first entry at or after it; not
+    /// valid if the target is after all of the block's entries. `index` is not valid if the target is after all blocks.
+    fn search(&mut self, key: &[u8], sequence: u64) -> Result<()> {
+        self.data.invalidate();
+        if !self.at_hand(key, sequence)? {
+            let partition = self.table.top().partition_point(|t| t.last_key.as_slice() < key);
+            if !self.open_index(partition)? {
+                return Ok(());
+            }
+            self.index.seek(key, sequence)?;
+            if !self.index.valid() {
+                // Between this partition's last version of the key and the next key.
+                if !self.open_index(partition + 1)? {
+                    return Ok(());
+                }
+                self.index.seek_to_first()?;
+            }
+            self.open_data()?;
+        }
+        self.data.seek(key, sequence)
+    }
+
+    /// Whether the target is in the block at hand: at or after its first entry and not after its separator.
+    fn at_hand(&self, key: &[u8], sequence: u64) -> Result<bool> {
+        let index = &self.index;
+        Ok(index.valid()
+            && self.loaded == Some(index.handle().offset)
+            && compare((key, sequence), (index.key(), index.sequence())).is_le()
+            && self.data.begins_at_or_before(key, sequence)?)
+    }
+
+    /// Puts `index` into a partition; `false` and not valid if there is no such one.
     fn open_index(&mut self, partition: usize) -> Result<bool> {
-        self.data = None;
-        self.index = None;
+        if self.partition == Some(partition) {
+            return Ok(true);
+        }
+        self.partition = None;
+        self.index.clear();
         let Some(top) = self.table.top().get(partition) else { return Ok(false) };
-        let block = self.table.block(top.index, BlockKind::Index, self.fill)?;
-        self.partition = partition;
-        self.index = Some(BlockIter::new(block));
+        self.index.set_block(self.table.block(top.index, BlockKind::Index, self.fill)?);
+        self.partition = Some(partition);
         Ok(true)
     }
 
-    /// The data block of the index entry the index stands on.
-    fn open_data(&mut self) -> Result<Option<&mut BlockIter>> {
-        self.data = None;
-        if let Some(index) = self.index.as_ref().filter(|i| i.valid()) {
-            let block = self.table.block(index.handle(), BlockKind::Data, self.fill)?;
-            self.data = Some(BlockIter::new(block));
+    /// Puts `data` into the block of the index entry.
+    fn open_data(&mut self) -> Result<()> {
+        let offset = self.index.handle().offset;
+        if self.loaded != Some(offset) {
+            let block = self.read_data()?;
+            self.data.set_block(block);
+            self.loaded = Some(offset);
         }
-        Ok(self.data.as_mut())
+        Ok(())
+    }
+
+    /// The block of the index entry; `data` counts as reading nothing until it has it.
+    fn read_data(&mut self) -> Result<Arc<Block>> {
+        self.loaded = None;
+        self.table.block(self.index.handle(), BlockKind::Data, self.fill)
     }
 
     /// To the first entry after the current data block.
     fn next_block(&mut self) -> Result<()> {
-        self.data = None;
-        let Some(index) = &mut self.index else { return Ok(()) };
-        index.next()?;
-        if !index.valid() {
-            if !self.open_index(self.partition + 1)? {
+        self.index.next()?;
+        if !self.index.valid() {
+            let next = self.partition.map_or(0, |p| p + 1);
+            if !self.open_index(next)? {
                 return Ok(());
             }
-            if let Some(index) = &mut self.index {
-                index.seek_to_first()?;
-            }
+            self.index.seek_to_first()?;
         }
-        if let Some(data) = self.open_data()? {
-            data.seek_to_first()?;
-        }
+        let block = self.read_data()?;
+        self.data.continue_in(block)?;
+        self.loaded = Some(self.index.handle().offset);
+        self.check_upper();
         Ok(())
     }
 
     /// To the last entry before the current data block.
     fn prev_block(&mut self) -> Result<()> {
-        self.data = None;
-        let Some(index) = &mut self.index else { return Ok(()) };
-        index.prev()?;
-        if !index.valid() {
-            let Some(before) = self.partition.checked_sub(1) else {
-                self.index = None;
+        self.index.prev()?;
+        if !self.index.valid() {
+            let Some(before) = self.partition.and_then(|p| p.checked_sub(1)) else {
                 return Ok(());
             };
             self.open_index(before)?;
-            if let Some(index) = &mut self.index {
-                index.seek_to_last()?;
-            }
+            self.index.seek_to_last()?;
         }
-        if let Some(data) = self.open_data()? {
-            data.seek_to_last()?;
-        }
-        Ok(())
-    }
-}
-
-impl InternalIter for TableIter {
-    fn valid(&self) -> bool {
-        self.data.as_ref().is_some_and(BlockIter::valid)
-    }
-
-    fn key(&self) -> &[u8] {
-        self.data.as_ref().map_or(&[], BlockIter::key)
-    }
-
-    fn sequence(&self) -> u64 {
-        self.data.as_ref().map_or(0, BlockIter::sequence)
-    }
-
-    fn kind(&self) -> Kind {
-        self.data.as_ref().map_or(Kind::Value, BlockIter::kind)
-    }
-
-    fn value(&self) -> &[u8] {
-        self.data.as_ref().map_or(&[], BlockIter::value)
-    }
-
-    fn value_bytes(&self) -> Bytes {
-        self.data.as_ref().map_or_else(Bytes::new, BlockIter::value_bytes)
-    }
-
-    fn seek_to_first(&mut self) -> Result<()> {
-        self.open_index(0)?;
-        if let Some(index) = &mut self.index {
-            index.seek_to_first()?;
-        }
-        if let Some(data) = self.open_data()? {
-            data.seek_to_first()?;
-        }
-        Ok(())
-    }
-
-    fn seek_to_last(&mut self) -> Result<()> {
-        self.open_index(self.table.top().len().saturating_sub(1))?;
-        if let Some(index) = &mut self.index {
-            index.seek_to_last()?;
-        }
-        if let Some(data) = self.open_data()? {
-            data.seek_to_last()?;
-        }
-        Ok(())
-    }
-
-    fn seek(&mut self, key: &[u8], sequence: u64) -> Result<()> {
-        let partition = self.table.top().partition_point(|t| t.last_key.as_slice() < key);
-        if !self.open_index(partition)? {
+        if self.bounds.as_ref().is_some_and(|b| !b.above_lower(self.index.key())) {
             return Ok(());
         }
-        if let Some(index) = &mut self.index {
-            index.seek(key, sequence)?;
-            if !index.valid() {
-                // Between this partition's last version of the key and the next key.
-                index.seek_to_last()?;
-                return self.next_block();
-            }
+        self.open_data()?;
+        self.data.seek_to_last()?;
+        self.check_lower()
+    }
+
+    /// After a move forward into a block: its keys are compared to the bound only if its separator is above.
+    fn check_upper(&mut self) {
+        self.checked = self.bounds.as_ref().is_some_and(|b| !b.below_upper(self.index.key()));
+        if self.checked {
+            self.stop_above();
         }
-        if let Some(data) = self.open_data()? {
-            data.seek(key, sequence)?;
-            if !data.valid() {
-                return self.next_block();
-            }
+    }
+
+    /// After a move backward into a block: its keys are compared to the bound only if its first one is below.
+    fn check_lower(&mut self) -> Result<()> {
+        let below = |lower: &[u8]| self.data.first_key_cmp(lower);
+        let first_is_outside = match self.bounds.as_ref().map(|b| &b.lower) {
+            None | Some(Bound::Unbounded) => Ok(false),
+            Some(Bound::Included(lower)) => below(lower).map(Ordering::is_lt),
+            Some(Bound::Excluded(lower)) => below(lower).map(Ordering::is_le),
+        };
+        self.checked = first_is_outside.inspect_err(|_| self.data.invalidate())?;
+        if self.checked {
+            self.stop_below();
         }
         Ok(())
     }
 
-    fn seek_for_prev(&mut self, key: &[u8], sequence: u64) -> Result<()> {
-        self.seek(key, sequence)?;
-        if !self.valid() {
-            return self.seek_to_last();
+    fn stop_above(&mut self) {
+        if self.bounds.as_ref().is_some_and(|b| !b.below_upper(self.data.key())) {
+            self.data.invalidate();
         }
-        if compare((self.key(), self.sequence()), (key, sequence)).is_gt() {
-            return self.prev();
-        }
-        Ok(())
     }
 
-    fn next(&mut self) -> Result<()> {
-        if let Some(data) = &mut self.data {
-            data.next()?;
-            if !data.valid() {
-                return self.next_block();
-            }
+    fn stop_below(&mut self) {
+        if self.bounds.as_ref().is_some_and(|b| !b.above_lower(self.data.key())) {
+            self.data.invalidate();
         }
-        Ok(())
-    }
-
-    fn prev(&mut self) -> Result<()> {
-        if let Some(data) = &mut self.data {
-            data.prev()?;
-            if !data.valid() {
-                return self.prev_block();
-            }
-        }
-        Ok(())
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::internal_key::{Kind, SEQUENCE_ABOVE_ALL, SEQUENCE_BELOW_ALL};
 use crate::iter::InternalIter;
+use crate::iter::bounds::{Bounds, SharedBounds};
 use crate::iter::merge::MergeIter;
 use crate::types::SequenceNumber;
 
@@ -22,12 +23,11 @@ const STEPS_BEFORE_SEARCH: usize = 8;
 pub struct Iter {
     merge: MergeIter,
     sequence: u64,
-    lower: Bound<Vec<u8>>,
-    upper: Bound<Vec<u8>>,
+    bounds: SharedBounds,
     place: Place,
+    /// The key of the entry, where the merge does not stand on it; otherwise scratch.
     key: Vec<u8>,
     entry_sequence: u64,
-    /// Going backward, the merge stands before the entry already, so the value is held here.
     value: Bytes,
 }
 
@@ -36,10 +36,12 @@ pub struct Iter {
 enum Place {
     /// Never moved, or bounds changed since.
     Fresh,
-    /// On an entry; so is the merge.
+    /// On an entry, the newest visible of its key; so is the merge, which goes forward.
     Forward,
-    /// On an entry; the merge is before all versions of its key.
+    /// On an entry, the newest of its key; so is the merge, which goes backward.
     Backward,
+    /// On an entry; the merge, which goes backward, is before all versions of its key.
+    BeforeKey,
     /// Past either end.
     End,
     /// A move failed.
@@ -48,16 +50,19 @@ enum Place {
 
 impl Iter {
     pub(crate) fn new(
-        merge: MergeIter,
+        mut merge: MergeIter,
         sequence: u64,
         lower: Bound<&[u8]>,
         upper: Bound<&[u8]>,
     ) -> Self {
+        let bounds = Bounds::shared(lower, upper);
+        if bounds.is_some() {
+            merge.set_bounds(bounds.clone());
+        }
         Self {
             merge,
             sequence,
-            lower: lower.map(<[u8]>::to_vec),
-            upper: upper.map(<[u8]>::to_vec),
+            bounds,
             place: Place::Fresh,
             key: Vec::new(),
             entry_sequence: 0,
@@ -65,10 +70,11 @@ impl Iter {
         }
     }
 
-    /// Changes the bounds. The iterator then stands nowhere, as if new.
+    /// Changes the bounds. The iterator then stands nowhere, as if new; it keeps what it has read, so this
+    /// is cheaper than a new one.
     pub fn set_bounds(&mut self, lower: Bound<&[u8]>, upper: Bound<&[u8]>) {
-        self.lower = lower.map(<[u8]>::to_vec);
-        self.upper = upper.map(<[u8]>::to_vec);
+        self.bounds = Bounds::shared(lower, upper);
+        self.merge.set_bounds(self.bounds.clone());
         self.place = Place::Fresh;
     }
 
@@ -78,10 +84,10 @@ impl Iter {
     /// `Io` or `Corruption` of a table.
     pub fn seek_to_first(&mut self) -> Result<bool> {
         self.moving(|this| {
-            match &this.lower {
-                Bound::Unbounded => this.merge.seek_to_first()?,
-                Bound::Included(key) => this.merge.seek(key, this.sequence)?,
-                Bound::Excluded(key) => this.merge.seek(key, SEQUENCE_BELOW_ALL)?,
+            match this.bounds.as_ref().map(|b| &b.lower) {
+                None | Some(Bound::Unbounded) => this.merge.seek_to_first()?,
+                Some(Bound::Included(key)) => this.merge.seek(key, this.sequence)?,
+                Some(Bound::Excluded(key)) => this.merge.seek(key, SEQUENCE_BELOW_ALL)?,
             }
             this.find_forward(false)
         })
@@ -93,10 +99,10 @@ impl Iter {
     /// As [`Iter::seek_to_first`].
     pub fn seek_to_last(&mut self) -> Result<bool> {
         self.moving(|this| {
-            match &this.upper {
-                Bound::Unbounded => this.merge.seek_to_last()?,
-                Bound::Included(key) => this.merge.seek_for_prev(key, SEQUENCE_BELOW_ALL)?,
-                Bound::Excluded(key) => this.merge.seek_for_prev(key, SEQUENCE_ABOVE_ALL)?,
+            match this.bounds.as_ref().map(|b| &b.upper) {
+                None | Some(Bound::Unbounded) => this.merge.seek_to_last()?,
+                Some(Bound::Included(key)) => this.merge.seek_for_prev(key, SEQUENCE_BELOW_ALL)?,
+                Some(Bound::Excluded(key)) => this.merge.seek_for_prev(key, SEQUENCE_ABOVE_ALL)?,
             }
             this.find_backward()
         })
@@ -107,7 +113,7 @@ impl Iter {
     /// # Errors
     /// As [`Iter::seek_to_first`].
     pub fn seek(&mut self, key: &[u8]) -> Result<bool> {
-        if !self.above_lower(key) {
+        if self.bounds.as_ref().is_some_and(|b| !b.above_lower(key)) {
             return self.seek_to_first();
         }
         self.moving(|this| {
@@ -121,7 +127,7 @@ impl Iter {
     /// # Errors
     /// As [`Iter::seek_to_first`].
     pub fn seek_for_prev(&mut self, key: &[u8]) -> Result<bool> {
-        if !self.below_upper(key) {
+        if self.bounds.as_ref().is_some_and(|b| !b.below_upper(key)) {
             return self.seek_to_last();
         }
         self.moving(|this| {
@@ -143,12 +149,24 @@ impl Iter {
             Place::Fresh => self.seek_to_first(),
             Place::End => Ok(false),
             Place::Failed => Err(failed_before()),
-            Place::Forward => self.moving(|this| this.find_forward(true)),
-            Place::Backward => self.moving(|this| {
-                this.merge.seek(&this.key, SEQUENCE_BELOW_ALL)?;
-                this.find_forward(false)
+            Place::Forward => self.moving(|this| {
+                this.merge.next()?;
+                this.find_forward(true)
             }),
+            Place::Backward => {
+                self.keep_key();
+                self.next_after_key()
+            }
+            Place::BeforeKey => self.next_after_key(),
         }
+    }
+
+    /// To the first key after `self.key`, by a search.
+    fn next_after_key(&mut self) -> Result<bool> {
+        self.moving(|this| {
+            this.merge.seek(&this.key, SEQUENCE_BELOW_ALL)?;
+            this.find_forward(false)
+        })
     }
 
     /// To the previous key; on a new iterator to the last. Past an end it stays there.
@@ -160,8 +178,13 @@ impl Iter {
             Place::Fresh => self.seek_to_last(),
             Place::End => Ok(false),
             Place::Failed => Err(failed_before()),
-            Place::Backward => self.moving(Self::find_backward),
+            Place::Backward => self.moving(|this| {
+                this.merge.prev()?;
+                this.find_backward()
+            }),
+            Place::BeforeKey => self.moving(Self::find_backward),
             Place::Forward => self.moving(|this| {
+                this.keep_key();
                 this.merge.seek_for_prev(&this.key, SEQUENCE_ABOVE_ALL)?;
                 this.find_backward()
             }),
@@ -171,21 +194,26 @@ impl Iter {
     /// Whether the iterator stands on an entry.
     #[must_use]
     pub const fn valid(&self) -> bool {
-        matches!(self.place, Place::Forward | Place::Backward)
+        matches!(self.place, Place::Forward | Place::Backward | Place::BeforeKey)
     }
 
     /// The key; empty unless [`valid`](Iter::valid).
     #[must_use]
     pub fn key(&self) -> &[u8] {
-        if self.valid() { &self.key } else { &[] }
+        match self.place {
+            Place::Forward | Place::Backward => self.merge.key(),
+            Place::BeforeKey => &self.key,
+            Place::Fresh | Place::End | Place::Failed => &[],
+        }
     }
 
-    /// The value; empty unless [`valid`](Iter::valid).
+    /// The value; empty unless [`valid`](Iter::valid). Not touched before it is asked for: a walk over keys
+    /// alone leaves values where they are.
     #[must_use]
     pub fn value(&self) -> &[u8] {
         match self.place {
-            Place::Forward => self.merge.value(),
-            Place::Backward => &self.value,
+            Place::Forward | Place::Backward => self.merge.value(),
+            Place::BeforeKey => &self.value,
             Place::Fresh | Place::End | Place::Failed => &[],
         }
     }
@@ -194,86 +222,84 @@ impl Iter {
     #[must_use]
     pub fn value_bytes(&self) -> Bytes {
         match self.place {
-            Place::Forward => self.merge.value_bytes(),
-            Place::Backward => self.value.clone(),
+            Place::Forward | Place::Backward => self.merge.value_bytes(),
+            Place::BeforeKey => self.value.clone(),
             Place::Fresh | Place::End | Place::Failed => Bytes::new(),
         }
     }
 
     /// The number of the write that set the value; 0 unless [`valid`](Iter::valid).
     #[must_use]
-    pub const fn sequence(&self) -> SequenceNumber {
-        SequenceNumber(if self.valid() { self.entry_sequence } else { 0 })
+    pub fn sequence(&self) -> SequenceNumber {
+        SequenceNumber(match self.place {
+            Place::Forward | Place::Backward => self.merge.sequence(),
+            Place::BeforeKey => self.entry_sequence,
+            Place::Fresh | Place::End | Place::Failed => 0,
+        })
     }
 
     /// Runs a move; whatever it leaves behind when it fails is not an end.
+    #[inline]
     fn moving(&mut self, step: impl FnOnce(&mut Self) -> Result<Place>) -> Result<bool> {
         self.place = Place::Failed;
         self.place = step(self)?;
         Ok(self.valid())
     }
 
-    fn below_upper(&self, key: &[u8]) -> bool {
-        match &self.upper {
-            Bound::Unbounded => true,
-            Bound::Included(upper) => key <= upper.as_slice(),
-            Bound::Excluded(upper) => key < upper.as_slice(),
-        }
+    /// Copies the key the iterator stands on, before the merge leaves it.
+    fn keep_key(&mut self) {
+        self.key.clear();
+        self.key.extend_from_slice(self.merge.key());
     }
 
-    fn above_lower(&self, key: &[u8]) -> bool {
-        match &self.lower {
-            Bound::Unbounded => true,
-            Bound::Included(lower) => key >= lower.as_slice(),
-            Bound::Excluded(lower) => key > lower.as_slice(),
-        }
-    }
-
-    /// From where the merge stands to the next key with a visible value; `skip_key` passes what is left
-    /// of the present key.
-    fn find_forward(&mut self, skip_key: bool) -> Result<Place> {
-        let mut skip_key = skip_key;
+    /// From where the merge stands to the next key with a visible value. `decided` says that nothing more
+    /// is wanted of the user key the merge was on before.
+    fn find_forward(&mut self, decided: bool) -> Result<Place> {
+        let mut decided = decided;
         let mut steps = 0;
-        while self.merge.valid() && self.below_upper(self.merge.key()) {
-            let passed_key = skip_key && self.merge.key() == self.key;
+        while self.merge.valid() {
+            let passed = decided && self.merge.repeats_key();
             let too_new = self.merge.sequence() > self.sequence;
-            if passed_key || too_new {
-                steps += 1;
-                if steps < STEPS_BEFORE_SEARCH {
-                    self.merge.next()?;
-                    continue;
+            if !passed && !too_new {
+                // The newest version that is old enough decides for its key.
+                if self.merge.kind() == Kind::Value {
+                    return Ok(Place::Forward);
                 }
+                decided = true;
                 steps = 0;
-                if passed_key {
-                    self.merge.seek(&self.key, SEQUENCE_BELOW_ALL)?;
-                } else {
-                    let key = self.merge.key().to_vec();
-                    self.merge.seek(&key, self.sequence)?;
-                }
+                self.merge.next()?;
                 continue;
             }
-            // The newest version that is old enough decides for its key.
-            self.key.clear();
-            self.key.extend_from_slice(self.merge.key());
-            if self.merge.kind() == Kind::Value {
-                self.entry_sequence = self.merge.sequence();
-                return Ok(Place::Forward);
+            decided = passed;
+            steps += 1;
+            if steps < STEPS_BEFORE_SEARCH {
+                self.merge.next()?;
+                continue;
             }
-            skip_key = true;
             steps = 0;
-            self.merge.next()?;
+            self.keep_key();
+            self.merge.seek(&self.key, if passed { SEQUENCE_BELOW_ALL } else { self.sequence })?;
+            decided = false;
         }
         Ok(Place::End)
     }
 
-    /// From where the merge stands, which is before all keys passed, to the previous key with a visible value.
+    /// From where the merge stands, on the oldest version of a key that was not looked at, to the previous key
+    /// with a visible value.
     fn find_backward(&mut self) -> Result<Place> {
-        while self.merge.valid() && self.above_lower(self.merge.key()) {
-            self.key.clear();
-            self.key.extend_from_slice(self.merge.key());
+        while self.merge.valid() {
+            if self.merge.is_newest() {
+                // Only now can the merge stay on the entry: no need to look at what is before.
+                if self.merge.sequence() <= self.sequence && self.merge.kind() == Kind::Value {
+                    return Ok(Place::Backward);
+                }
+                self.merge.prev()?;
+                continue;
+            }
+            self.keep_key();
             if let Some((sequence, Kind::Value)) = self.newest_visible_backward()? {
                 self.entry_sequence = sequence;
-                return Ok(Place::Backward);
+                return Ok(Place::BeforeKey);
             }
         }
         Ok(Place::End)
