@@ -109,12 +109,12 @@ impl Merge {
     /// `create`. Returns what was done, once all is.
     ///
     /// # Errors
-    /// Whatever reading or writing gives. The merge is then over, and the tables made so far are the
-    /// caller's to remove.
+    /// Whatever reading or writing gives; `Corruption` if keys do not rise. The merge is then over, and the
+    /// tables made so far are the caller's to remove.
     ///
     /// # Panics
-    /// If what was read is not what was written plus what was dropped, or if keys do not rise: installing
-    /// such tables would lose data.
+    /// If what was read is not what was written plus what was dropped: installing such tables would lose
+    /// data.
     pub(crate) fn step(
         &mut self,
         budget: u64,

@@ -177,14 +177,16 @@ impl TableBuilder {
         value: &[u8],
     ) -> Result<()> {
         let first = self.meta.entries == 0;
-        assert!(
-            first
-                || compare((&self.last_key, self.last_sequence), (key, sequence)) == Ordering::Less,
-            "keys of {} do not rise: sequence {} after {}",
-            self.path.display(),
-            sequence,
-            self.last_sequence
-        );
+        let rises = first
+            || compare((&self.last_key, self.last_sequence), (key, sequence)) == Ordering::Less;
+        if !rises {
+            let detail = format!(
+                "it is not written: a table it is made from is damaged, its keys do not rise \
+                 (sequence number {sequence} after {})",
+                self.last_sequence
+            );
+            return Err(Error::corruption(&self.path, self.written, detail));
+        }
         let new_key = first || self.last_key != key;
         if let Some(handle) = self.pending.take() {
             self.add_index_entry(handle, Some((key, new_key)))?;

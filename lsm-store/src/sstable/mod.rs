@@ -9,7 +9,7 @@
 //!
 //! Invariants:
 //! 1. Every byte of the file is covered by a checksum bound to the table's uid and the block's offset.
-//! 2. Keys rise strictly (user key ascending, sequence number descending): asserted when written.
+//! 2. Keys rise strictly (user key ascending, sequence number descending): checked when written.
 //! 3. A user key is in one table of a level only, and in one partition of a table only.
 //! 4. Decoders check every length against what holds it; what does not decode is
 //!    [`Error::Corruption`](crate::Error::Corruption) with file and offset, never absence.
