@@ -70,7 +70,7 @@ pub enum Event {
     },
     /// A background job failed and left nothing behind; it is tried again.
     JobFailed {
-        /// What it was to do: "flush", "compaction".
+        /// What it was to do: "flush", "compaction", "scrub".
         job: &'static str,
         /// What went wrong, with file and operation.
         error: String,

@@ -24,7 +24,10 @@ mod wal;
 
 pub use error::{Error, Result};
 pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};
-pub use store::{Iter, LevelMetrics, Metrics, PartitionMetrics, Run, Store, VerifyReport, View};
+pub use store::{
+    Damage, Iter, LevelMetrics, Metrics, PartitionMetrics, Run, ScrubProgress, Store, VerifyReport,
+    View,
+};
 pub use types::{
     FileNumber, Found, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES, Op,
     PartitionId, Position, SequenceNumber,

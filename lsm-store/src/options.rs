@@ -98,6 +98,11 @@ pub struct Options {
     /// half of it writes fail with [`Error::NoSpace`](crate::Error::NoSpace) before anything is touched. Writes
     /// go on by themselves when there is room again. `None`: twice `memtable_bytes` and 64 MiB; 0: no reserve.
     pub space_reserve_bytes: Option<u64>,
+    /// Whether a damaged or missing table refuses the open, with the error that says which. Otherwise reads of
+    /// what it holds are errors, everything else is served, and [`Store::damage`](crate::Store::damage) tells.
+    pub refuse_damaged: bool,
+    /// With [`Executor::Threads`], bytes of tables read per second in search of damage; 0: none.
+    pub scrub_bytes_per_second: u64,
     /// Longest wait of [`Store::begin_run`](crate::Store::begin_run) for background work before it gives up with
     /// [`Error::Stalled`](crate::Error::Stalled).
     pub stall_max: Duration,
@@ -130,6 +135,8 @@ impl Options {
             level_ratio: 10,
             base_level_bytes: 64 * MIB as u64,
             space_reserve_bytes: None,
+            refuse_damaged: false,
+            scrub_bytes_per_second: MIB as u64,
             stall_max: Duration::from_secs(30),
             events: EventSink::default(),
         }

@@ -271,7 +271,7 @@ fn missing_files_are_named() {
         let vfs = good.fork();
         vfs.unlink(&table).expect("unlinks");
         let error = read_all(&vfs, "missing table").expect_err("missing");
-        assert!(matches!(&error, Error::Io { op: "open", path, .. } if *path == table), "{error}");
+        assert_eq!(named_file(&error), Some(table.as_path()), "{error}");
     }
     let vfs = good.fork();
     for marker in files(&good, "CURRENT") {

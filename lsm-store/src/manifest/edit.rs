@@ -1,7 +1,7 @@
 //! Edits: lists of items, as tag, length, value.
 //!
 //! Tags below 128 must be understood; others may be skipped. Numbers are varints. Tags are on disk and
-//! never change; 5, 8's drop form, 9 and 10 are reserved.
+//! never change; 5, 8's drop form and 10 are reserved.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -19,6 +19,7 @@ const TAG_MIN_WAL_SEGMENT: u64 = 4;
 const TAG_NEXT_FILE: u64 = 6;
 const TAG_FLOOR: u64 = 7;
 const TAG_PARTITION: u64 = 8;
+const TAG_DAMAGED: u64 = 9;
 const FIRST_SKIPPABLE_TAG: u64 = 128;
 
 /// A table and where it stands.
@@ -56,6 +57,12 @@ pub(crate) enum Item {
         id: u8,
         name: String,
         keep: Keep,
+    },
+    /// What the table holds of these user keys, bounds included, is not what was written.
+    Damaged {
+        number: FileNumber,
+        smallest: Vec<u8>,
+        largest: Vec<u8>,
     },
 }
 
@@ -113,6 +120,12 @@ impl Item {
                     },
                 );
                 TAG_PARTITION
+            }
+            Self::Damaged { number, smallest, largest } => {
+                put_varint(b, number.0);
+                put_length_prefixed(b, smallest);
+                put_length_prefixed(b, largest);
+                TAG_DAMAGED
             }
         };
         put_varint(buf, tag);
@@ -183,6 +196,11 @@ fn decode_item(tag: u64, b: &mut Reader<'_>) -> Result<Item, DecodeError> {
             };
             Item::Partition { id, name: name.to_owned(), keep }
         }
+        TAG_DAMAGED => Item::Damaged {
+            number: FileNumber(b.varint()?),
+            smallest: b.length_prefixed()?.to_vec(),
+            largest: b.length_prefixed()?.to_vec(),
+        },
         _ => return Err(b.error("unknown mandatory item: written by a newer version")),
     })
 }
@@ -297,12 +315,28 @@ pub(crate) mod tests {
             Item::NextFile(FileNumber(128)),
             Item::Floor { partition: 0, sequence: 40 },
             Item::Partition { id: 1, name: "meta".to_owned(), keep: Keep::NewestOnly },
+            Item::Damaged {
+                number: FileNumber(77),
+                smallest: Vec::new(),
+                largest: b"\xff".to_vec(),
+            },
         ]
     }
 
     #[test]
     fn items_come_back() {
         assert_eq!(decode(&encode(&all_items())).expect("decodes"), all_items(), "round trip");
+    }
+
+    #[test]
+    fn the_bytes_of_a_damaged_range_are_those_of_the_format() {
+        let item = Item::Damaged {
+            number: FileNumber(300),
+            smallest: b"a".to_vec(),
+            largest: b"bc".to_vec(),
+        };
+        let expected = [9, 7, 0xAC, 0x02, 1, b'a', 2, b'b', b'c'];
+        assert_eq!(encode(&[item]), expected, "tag, length, number, bounds");
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! What a manifest amounts to: the sum of its snapshot and edits. Plain data; no files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::manifest::edit::{Item, PlacedTable};
 use crate::options::{Keep, PartitionOptions};
 use crate::types::{FileNumber, Position};
+
+/// Smallest and largest user key.
+pub(crate) type KeyRange = (Vec<u8>, Vec<u8>);
 
 /// See the module.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +23,8 @@ pub(crate) struct ManifestState {
     pub(crate) min_wal_segment: u64,
     /// Numbers at or above were never used.
     pub(crate) next_file: FileNumber,
+    /// Damage found in tables: ranges of user keys, bounds included.
+    pub(crate) damaged: BTreeMap<FileNumber, BTreeSet<KeyRange>>,
     /// Follows from `tables`, so that an edit costs no look at all of them.
     index: Index,
 }
@@ -60,6 +65,7 @@ impl ManifestState {
             floors: Vec::new(),
             min_wal_segment: 0,
             next_file: FileNumber(1),
+            damaged: BTreeMap::new(),
             index: Index::default(),
         }
     }
@@ -91,6 +97,13 @@ impl ManifestState {
             items.push(Item::Floor { partition, sequence });
         }
         items.extend(self.tables.values().map(|table| Item::AddTable(Box::new(table.clone()))));
+        for (&number, ranges) in &self.damaged {
+            items.extend(ranges.iter().map(|(smallest, largest)| Item::Damaged {
+                number,
+                smallest: smallest.clone(),
+                largest: largest.clone(),
+            }));
+        }
         items
     }
 
@@ -125,6 +138,7 @@ impl ManifestState {
             floors: self.floors.clone(),
             min_wal_segment: self.min_wal_segment,
             next_file: self.next_file,
+            damaged: self.damaged.clone(),
             index: Index::default(),
         }
     }
@@ -179,6 +193,7 @@ impl ManifestState {
                     ));
                 }
                 undo.push((*number, self.replace(*number, None)));
+                self.damaged.remove(number);
             }
             Item::Flushed { position, sequences } => {
                 rises("position", &mut self.position.index, position.index)?;
@@ -207,6 +222,13 @@ impl ManifestState {
                 self.partitions.push(PartitionOptions { name: name.clone(), keep: *keep });
                 self.sequences.push(0);
                 self.floors.push(0);
+            }
+            Item::Damaged { number, smallest, largest } => {
+                if !self.tables.contains_key(number) {
+                    return Err(format!("damage in unknown table {number}"));
+                }
+                let ranges = self.damaged.entry(*number).or_default();
+                ranges.insert((smallest.clone(), largest.clone()));
             }
         }
         Ok(())
@@ -259,6 +281,25 @@ mod tests {
         state
     }
 
+    fn damage(number: u64) -> Item {
+        Item::Damaged {
+            number: FileNumber(number),
+            smallest: b"b".to_vec(),
+            largest: b"c".to_vec(),
+        }
+    }
+
+    #[test]
+    fn damage_goes_with_its_table() {
+        let mut state = state();
+        let table = Item::AddTable(Box::new(sample_table(5)));
+        state.apply(&[table, damage(5), damage(5)]).expect("applies");
+        assert_eq!(state.damaged[&FileNumber(5)].len(), 1, "the same range once");
+        let delete = Item::DeleteTable { partition: 1, level: 3, number: FileNumber(5) };
+        state.apply(&[delete]).expect("applies");
+        assert!(state.damaged.is_empty(), "nothing is left of it");
+    }
+
     #[test]
     fn a_snapshot_makes_the_same_state() {
         let mut state = state();
@@ -271,6 +312,7 @@ mod tests {
             flushed,
             Item::Floor { partition: 0, sequence: 3 },
             Item::MinWalSegment(2),
+            damage(5),
         ];
         state.apply(&edit).expect("applies");
         let mut again = ManifestState::empty();
@@ -290,6 +332,7 @@ mod tests {
             Item::DeleteTable { partition: 1, level: 3, number: FileNumber(6) },
             Item::NextFile(FileNumber(63)),
             Item::Floor { partition: 2, sequence: 1 },
+            damage(6),
             Item::Partition { id: 1, name: "again".to_owned(), keep: Keep::All },
         ];
         for item in refused {

@@ -2,6 +2,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -113,7 +114,13 @@ pub(crate) fn read_block(source: Source<'_>, handle: Handle, kind: BlockKind) ->
         )));
     };
     let mut buf = vec![0; len + TRAILER_BYTES];
-    source.file.read_exact_at(&mut buf, handle.offset).context("read", source.path)?;
+    source.file.read_exact_at(&mut buf, handle.offset).map_err(|e| {
+        if e.kind() == ErrorKind::UnexpectedEof {
+            corrupt("the file ends inside the block".to_owned())
+        } else {
+            Error::io("read", source.path, e)
+        }
+    })?;
     let Some((payload, trailer)) = buf.split_last_chunk::<TRAILER_BYTES>() else {
         return Err(corrupt("block shorter than its trailer".to_owned()));
     };

@@ -18,6 +18,7 @@ pub(crate) mod block;
 pub(crate) mod block_builder;
 pub(crate) mod block_iter;
 pub(crate) mod builder;
+pub(crate) mod damage;
 pub(crate) mod filter;
 pub(crate) mod format;
 pub(crate) mod iter;

@@ -70,6 +70,30 @@ pub(crate) fn read_internal_key(
 }
 
 impl Properties {
+    /// Those of a table that cannot be read.
+    pub(crate) const fn unknown(uid: u128, partition: u8) -> Self {
+        let none = InternalKey { user_key: Vec::new(), sequence: 0 };
+        Self {
+            uid,
+            partition,
+            entries: 0,
+            deletes: 0,
+            raw_key_bytes: 0,
+            raw_value_bytes: 0,
+            smallest: none,
+            largest: InternalKey { user_key: Vec::new(), sequence: 0 },
+            min_sequence: 0,
+            max_sequence: 0,
+            kv_digest: 0,
+            superseded: 0,
+            superseded_at: [0; QUANTILES],
+            tombstone_dense_blocks: 0,
+            codec: 0,
+            data_blocks: 0,
+            creator: Vec::new(),
+        }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut buf = Vec::new();
         let mut scratch = Vec::new();

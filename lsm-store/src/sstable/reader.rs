@@ -2,6 +2,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,7 @@ use crate::internal_key::Kind;
 use crate::sstable::TableMeta;
 use crate::sstable::block::Block;
 use crate::sstable::block_iter::BlockIter;
+use crate::sstable::damage::DamageReports;
 use crate::sstable::filter::Filter;
 use crate::sstable::format::{BlockKind, FOOTER_BYTES, Footer, Handle, Source, read_block};
 use crate::sstable::properties::Properties;
@@ -48,6 +50,9 @@ pub(crate) struct Table {
     cache: Arc<BlockCache>,
     obsolete: AtomicBool,
     graveyard: Graveyard,
+    reports: Arc<DamageReports>,
+    /// Why nothing of the table can be read, if so.
+    broken: Option<String>,
 }
 
 impl Table {
@@ -113,7 +118,76 @@ impl Table {
             cache,
             obsolete: AtomicBool::new(false),
             graveyard,
+            reports: Arc::default(),
+            broken: None,
         })
+    }
+
+    /// Stands for a table that cannot be opened: every read of its range is an error.
+    pub(crate) fn broken(
+        path: &Path,
+        meta: TableMeta,
+        reason: &Error,
+        cache: Arc<BlockCache>,
+        graveyard: Graveyard,
+    ) -> Self {
+        let nowhere = Handle { offset: 0, len: 0 };
+        let top = TopEntry {
+            last_key: meta.largest.user_key.clone(),
+            index: nowhere,
+            filter: nowhere,
+            entries: meta.entries,
+            min_sequence: meta.min_sequence,
+            max_sequence: meta.max_sequence,
+        };
+        Self {
+            uid_fold: fold64(meta.uid),
+            properties: Properties::unknown(meta.uid, meta.partition),
+            meta,
+            path: Arc::from(path),
+            file: Arc::new(NoFile),
+            // No block is below this, so none can be read.
+            blocks_end: 0,
+            data_end: 0,
+            top: vec![top],
+            cache,
+            obsolete: AtomicBool::new(false),
+            graveyard,
+            reports: Arc::default(),
+            broken: Some(reason.to_string()),
+        }
+    }
+
+    /// Says from now on to `reports` which blocks are damaged.
+    pub(crate) fn reporting_to(mut self, reports: Arc<DamageReports>) -> Self {
+        if let Some(reason) = &self.broken {
+            reports.report((self.meta.number, 0), reason);
+        }
+        self.reports = reports;
+        self
+    }
+
+    /// Opens the file anew and checks its length and its footer.
+    pub(crate) fn check_ends(&self, vfs: &dyn Vfs) -> Result<()> {
+        self.check_open()?;
+        let file = vfs.open_read(&self.path).context("open", &self.path)?;
+        let len = file.len().context("measure", &self.path)?;
+        if len == self.meta.len && Footer::read(&*file, &self.path, len)?.uid == self.meta.uid {
+            return Ok(());
+        }
+        let detail = format!(
+            "file of {len} bytes where there was table {:032x} of {}",
+            self.meta.uid, self.meta.len
+        );
+        Err(Error::corruption(&self.path, 0, detail))
+    }
+
+    /// The error of every read of a table that cannot be opened.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        match &self.broken {
+            None => Ok(()),
+            Some(reason) => Err(Error::corruption(&self.path, 0, reason.clone())),
+        }
     }
 
     pub(crate) const fn meta(&self) -> &TableMeta {
@@ -149,7 +223,7 @@ impl Table {
     pub(crate) fn block(&self, handle: Handle, kind: BlockKind, fill: bool) -> Result<Arc<Block>> {
         let id = BlockId { table: self.uid_fold, offset: handle.offset };
         let cached = self.cache.get(id, fill, || {
-            let raw = read_block(self.source(), handle, kind)?;
+            let raw = self.read(handle, kind)?;
             Ok(Cached::Block(Arc::new(Block::parse(raw, kind, &self.path, handle.offset)?)))
         })?;
         match cached {
@@ -162,13 +236,23 @@ impl Table {
     pub(crate) fn filter(&self, handle: Handle, fill: bool) -> Result<Arc<Filter>> {
         let id = BlockId { table: self.uid_fold, offset: handle.offset };
         let cached = self.cache.get(id, fill, || {
-            let raw = read_block(self.source(), handle, BlockKind::Filter)?;
+            let raw = self.read(handle, BlockKind::Filter)?;
             Ok(Cached::Filter(Arc::new(Filter::parse(raw, &self.path, handle.offset)?)))
         })?;
         match cached {
             Cached::Filter(filter) => Ok(filter),
             Cached::Block(_) => Err(self.corrupt(handle, "a block where a filter is expected")),
         }
+    }
+
+    /// A block from the medium.
+    pub(crate) fn read(&self, handle: Handle, kind: BlockKind) -> Result<Bytes> {
+        self.check_open()?;
+        read_block(self.source(), handle, kind).inspect_err(|e| {
+            if let Error::Corruption { detail, .. } = e {
+                self.reports.report((self.meta.number, handle.offset), detail);
+            }
+        })
     }
 
     fn source(&self) -> Source<'_> {
@@ -218,6 +302,40 @@ impl Table {
             kind: data.kind(),
             value: data.value_bytes(),
         }))
+    }
+}
+
+/// The file of a table that has none.
+#[derive(Debug)]
+struct NoFile;
+
+impl VfsFile for NoFile {
+    fn read_exact_at(&self, _buf: &mut [u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn write_all_at(&self, _buf: &[u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn set_len(&self, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn allocate(&self, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
     }
 }
 

@@ -10,6 +10,7 @@ use crate::sstable::entry_digest;
 use crate::sstable::filter::{Filter, key_hash};
 use crate::sstable::format::{BlockKind, Handle};
 use crate::sstable::reader::Table;
+use crate::vfs::Advice;
 
 /// Bytes read at once for the digest of the file.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -17,6 +18,7 @@ const CHUNK_BYTES: u64 = 1 << 20;
 /// Checks a table from its medium, past the cache: digest of the file, every block, order, bounds,
 /// counts, sums, separators, and that filters contain every key. Returns the number of blocks.
 pub(crate) fn verify_table(table: &Table) -> Result<u64> {
+    table.check_open()?;
     verify_digest(table)?;
     let mut check = Check {
         table,
@@ -66,6 +68,30 @@ pub(crate) fn verify_table(table: &Table) -> Result<u64> {
     check.finish()
 }
 
+/// Reads every block and says how many are damaged; each is reported by the table. Nothing else is looked
+/// at, so that what is found is where it is.
+pub(crate) fn locate_damage(table: &Table) -> usize {
+    let damaged = |handle, kind| usize::from(table.read(handle, kind).is_err());
+    let mut found = 0;
+    for top in table.top() {
+        found += damaged(top.filter, BlockKind::Filter);
+        found += damaged(top.index, BlockKind::Index);
+        let blocks = table.block(top.index, BlockKind::Index, false).and_then(|index| {
+            let mut index = BlockIter::new(index);
+            let mut handles = Vec::new();
+            index.seek_to_first()?;
+            while index.valid() {
+                handles.push(index.handle());
+                index.next()?;
+            }
+            Ok(handles)
+        });
+        let handles = blocks.unwrap_or_default();
+        found += handles.into_iter().map(|handle| damaged(handle, BlockKind::Data)).sum::<usize>();
+    }
+    found
+}
+
 fn verify_digest(table: &Table) -> Result<()> {
     let mut digester = Digester::new();
     let mut buf = Vec::new();
@@ -73,6 +99,8 @@ fn verify_digest(table: &Table) -> Result<()> {
     while offset < table.meta().len {
         let len = (table.meta().len - offset).min(CHUNK_BYTES);
         buf.resize(usize::try_from(len).unwrap_or(0), 0);
+        // The medium is asked, not what the operating system remembers of it.
+        table.file().advise(offset, len, Advice::DontNeed);
         table.file().read_exact_at(&mut buf, offset).context("read", table.path())?;
         digester.update(&buf);
         offset += len;

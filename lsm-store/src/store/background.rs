@@ -1,4 +1,4 @@
-//! The threads that flush and compact, each woken by a bell that holds one ring: what is to be done is
+//! The threads that flush, compact and look for damage, each woken by a bell that holds one ring: what is to be done is
 //! in the store, not in messages, so any number of rings is one.
 
 use std::path::Path;
@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use crate::error::{Error, Result};
 use crate::store::inner::{Bells, Inner};
+use crate::store::scrub;
 
 /// Wait after a failed job, doubled by each further failure up to the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -20,13 +21,16 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub(crate) struct Ears {
     flush: Receiver<()>,
     compaction: Receiver<()>,
+    care: Receiver<()>,
 }
 
 /// Bells and ears.
 pub(crate) fn bells() -> (Bells, Ears) {
     let (flush, flush_ear) = bounded(1);
     let (compaction, compaction_ear) = bounded(1);
-    (Bells { flush, compaction }, Ears { flush: flush_ear, compaction: compaction_ear })
+    let (care, care_ear) = bounded(1);
+    let ears = Ears { flush: flush_ear, compaction: compaction_ear, care: care_ear };
+    (Bells { flush, compaction, care }, ears)
 }
 
 /// Starts the threads.
@@ -34,15 +38,26 @@ pub(crate) fn bells() -> (Bells, Ears) {
 /// # Errors
 /// `Io` if the system has no more threads; those already started end at the next ring.
 pub(crate) fn start(inner: &Arc<Inner>, ears: Ears) -> Result<Vec<JoinHandle<()>>> {
-    let flush = spawn("lsm-flush", Arc::clone(inner), ears.flush, Inner::flush_once)?;
-    match spawn("lsm-compact", Arc::clone(inner), ears.compaction, Inner::compact_once) {
-        Ok(compaction) => Ok(vec![flush, compaction]),
-        Err(e) => {
-            stop(inner, vec![flush]);
-            Err(e)
+    let works: [(&str, Receiver<()>, Work); 3] = [
+        ("lsm-flush", ears.flush, |inner, bell| listen(inner, bell, Inner::flush_once)),
+        ("lsm-compact", ears.compaction, |inner, bell| listen(inner, bell, Inner::compact_once)),
+        ("lsm-care", ears.care, scrub::tend),
+    ];
+    let mut threads = Vec::new();
+    for (name, bell, work) in works {
+        match spawn(name, Arc::clone(inner), bell, work) {
+            Ok(thread) => threads.push(thread),
+            Err(e) => {
+                stop(inner, threads);
+                return Err(e);
+            }
         }
     }
+    Ok(threads)
 }
+
+/// The life of a thread.
+type Work = fn(&Inner, &Receiver<()>);
 
 /// Ends the threads after the jobs they are at. Returns whether none had panicked.
 pub(crate) fn stop(inner: &Inner, threads: Vec<JoinHandle<()>>) -> bool {
@@ -50,6 +65,7 @@ pub(crate) fn stop(inner: &Inner, threads: Vec<JoinHandle<()>>) -> bool {
     inner.changed.notify_all();
     inner.ring_flush();
     inner.ring_compaction();
+    inner.ring_care();
     let mut sound = true;
     for thread in threads {
         sound &= thread.join().is_ok();
@@ -57,16 +73,11 @@ pub(crate) fn stop(inner: &Inner, threads: Vec<JoinHandle<()>>) -> bool {
     sound
 }
 
-fn spawn(
-    name: &str,
-    inner: Arc<Inner>,
-    bell: Receiver<()>,
-    work: fn(&Inner) -> Result<bool>,
-) -> Result<JoinHandle<()>> {
+fn spawn(name: &str, inner: Arc<Inner>, bell: Receiver<()>, work: Work) -> Result<JoinHandle<()>> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         // A panic is a broken invariant: nothing may be written after it, and nobody may wait for this thread.
         let guard = PoisonOnPanic(&inner);
-        listen(&inner, &bell, work);
+        work(&inner, &bell);
         drop(guard);
     });
     thread.map_err(|source| Error::io("start a thread for", Path::new(name), source))

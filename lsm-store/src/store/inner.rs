@@ -11,7 +11,9 @@
 //! 1. `catalog`: serialises changes of the manifest; held across their I/O. Taken by jobs and by
 //!    [`Store::set_floor`](super::Store::set_floor), never by readers, runs or freezing.
 //! 2. `state`: memtables, version, flags. Held for a few instructions, never across I/O; `changed` goes with it.
-//! 3. `retention`, then the table graveyard: leaves.
+//! 3. `retention`, then the table graveyard and the reports of damage: leaves.
+//!
+//! The `scrub` cursor is taken by scrubbing alone, before any of these.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,10 +33,12 @@ use crate::manifest::version::Version;
 use crate::memtable::{FreezePoint, MemSet};
 use crate::options::{Executor, Options};
 use crate::sstable::TableMeta;
+use crate::sstable::damage::DamageReports;
 use crate::sstable::reader::{Graveyard, Table};
 use crate::store::catalog::Catalog;
 use crate::store::metrics::Counters;
 use crate::store::retention::Retention;
+use crate::store::scrub::Cursor;
 use crate::store::space::Space;
 use crate::store::superversion::{SuperVersion, Visible};
 use crate::types::Position;
@@ -110,6 +114,8 @@ impl State {
 pub(crate) struct Bells {
     pub(crate) flush: Sender<()>,
     pub(crate) compaction: Sender<()>,
+    /// Of the thread that records damage and scrubs.
+    pub(crate) care: Sender<()>,
 }
 
 /// See the module.
@@ -133,6 +139,8 @@ pub(crate) struct Inner {
     pub(crate) bells: Option<Bells>,
     pub(crate) counters: Counters,
     pub(crate) space: Space,
+    pub(crate) reports: Arc<DamageReports>,
+    pub(crate) scrub: Mutex<Cursor>,
     pub(crate) dir_lock: Mutex<Option<Box<dyn VfsLock>>>,
 }
 
@@ -194,12 +202,20 @@ impl Inner {
         }
     }
 
+    /// Wakes the thread that records damage.
+    pub(crate) fn ring_care(&self) {
+        if let Some(bells) = &self.bells {
+            ring(&bells.care);
+        }
+    }
+
     /// Opens an output for reading: footer and properties come back from the medium before anything
     /// refers to the table.
     pub(crate) fn open_table(&self, meta: TableMeta) -> Result<Arc<Table>> {
         let path = table_path(&self.dir, meta.number);
         let (cache, graveyard) = (Arc::clone(&self.cache), Arc::clone(&self.graveyard));
-        Table::open(&*self.vfs, &path, meta, cache, graveyard).map(Arc::new)
+        let table = Table::open(&*self.vfs, &path, meta, cache, graveyard)?;
+        Ok(Arc::new(table.reporting_to(Arc::clone(&self.reports))))
     }
 
     /// Makes the names of new tables durable.
@@ -263,6 +279,8 @@ impl Inner {
         for path in paths {
             match self.vfs.unlink(&path) {
                 Ok(()) => self.counters.tables_removed.add(1),
+                // A table that was damaged by losing its file.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(_left) => self.counters.files_left.add(1),
             }
         }

@@ -37,7 +37,7 @@ impl Inner {
     pub(crate) fn work_inline(&self) -> Result<()> {
         while self.flush_once()? {}
         while self.compact_once().is_ok_and(|done| done) {}
-        Ok(())
+        self.settle_damage()
     }
 
     /// Flushes all frozen memtables, if there are any. Returns whether there were.
@@ -140,6 +140,9 @@ impl Inner {
         drop(state);
         let result = self
             .pick(&version)
+            .filter(|(_, _, pick)| {
+                !pick.inputs.iter().chain(&pick.overlapped).any(|n| self.is_quarantined(*n))
+            })
             .filter(|(_, levels, pick)| pick.trivial || self.has_room_for(bytes_read(levels, pick)))
             .map(|(id, levels, pick)| self.compact(id, levels, &pick))
             .transpose();

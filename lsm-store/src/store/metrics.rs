@@ -35,6 +35,8 @@ pub(crate) struct Counters {
     pub(crate) deletes_dropped: Counter,
     pub(crate) stalls: Counter,
     pub(crate) merges_refused: Counter,
+    pub(crate) scrub_bytes: Counter,
+    pub(crate) scrub_passes: Counter,
     pub(crate) tables_removed: Counter,
     pub(crate) files_left: Counter,
 }
@@ -105,6 +107,12 @@ pub struct Metrics {
     pub merges_refused: u64,
     /// Bytes free on the device when last measured; `None` before, or without a reserve.
     pub free_space_bytes: Option<u64>,
+    /// Tables of which something is damaged.
+    pub damaged_tables: usize,
+    /// Bytes read in search of damage.
+    pub scrub_bytes: u64,
+    /// Times all tables were read in search of damage.
+    pub scrub_passes: u64,
     /// Files of replaced tables that were removed.
     pub tables_removed: u64,
     /// Files that could not be removed; the next open tries again.
@@ -138,6 +146,8 @@ impl Inner {
         let partitions =
             superversion.version.partitions.iter().enumerate().map(partition).collect();
         drop(retention);
+        let damaged = |t: &&Arc<Table>| self.is_quarantined(t.meta().number);
+        let damaged_tables = superversion.version.tables().filter(damaged).count();
         let (cache_hits, cache_misses, cache_bytes) = self.cache.counts();
         let state = self.state.lock();
         let (durable_index, job_failures, last_job_failure, poisoned) =
@@ -163,6 +173,9 @@ impl Inner {
             deletes_dropped: c.deletes_dropped.get(),
             stalls: c.stalls.get(),
             merges_refused: c.merges_refused.get(),
+            damaged_tables,
+            scrub_bytes: c.scrub_bytes.get(),
+            scrub_passes: c.scrub_passes.get(),
             free_space_bytes: self.space.free(),
             tables_removed: c.tables_removed.get(),
             files_left: c.files_left.get(),

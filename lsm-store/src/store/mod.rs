@@ -8,6 +8,7 @@
 
 mod background;
 mod catalog;
+mod damage;
 mod inner;
 mod iter;
 mod jobs;
@@ -15,6 +16,7 @@ mod metrics;
 mod recovery;
 mod retention;
 mod run;
+mod scrub;
 mod space;
 mod superversion;
 mod verify;
@@ -36,9 +38,11 @@ use crate::types::{Found, PartitionId, Position, SequenceNumber};
 use crate::vfs::Vfs;
 use crate::wal::{self, Wal};
 
+pub use damage::Damage;
 pub use iter::Iter;
 pub use metrics::{LevelMetrics, Metrics, PartitionMetrics};
 pub use run::Run;
+pub use scrub::ScrubProgress;
 pub use verify::VerifyReport;
 pub use view::View;
 
@@ -402,6 +406,35 @@ impl Store {
         self.inner().metrics()
     }
 
+    /// The ranges of keys that cannot be read, as far as is known: what reads, compactions, scrubbing and
+    /// verification met, now or before the store was opened. See also [`Event::Damaged`](crate::events::Event::Damaged).
+    ///
+    /// # Errors
+    /// If what was found just now cannot be recorded: `Io`; the store is then poisoned.
+    pub fn damage(&self) -> Result<Vec<Damage>> {
+        self.inner().damage()
+    }
+
+    /// Reads about `budget` bytes of tables further, from the medium, in search of damage, which is then
+    /// among [`damage`](Store::damage). For callers that pace it themselves; with
+    /// [`Executor::Threads`] it is done in the background, at
+    /// [`Options::scrub_bytes_per_second`](crate::Options::scrub_bytes_per_second).
+    ///
+    /// # Errors
+    /// `Io`; the next call goes on with the next table.
+    pub fn scrub_step(&self, budget: u64) -> Result<ScrubProgress> {
+        self.inner().scrub_step(budget)
+    }
+
+    /// Checks that manifest and files agree: that every table is there, has its length, and its footer says
+    /// that it is the one. Reads little; see [`verify`](Store::verify).
+    ///
+    /// # Errors
+    /// `Corruption` naming the first thing that is wrong; `Io`.
+    pub fn verify_quick(&self) -> Result<()> {
+        self.inner().verify_quick()
+    }
+
     /// Reads everything on disk and checks it: manifest against files, every block, order, bounds,
     /// counts, sums, that filters contain every key, that levels do not overlap. Takes the time it takes;
     /// reads and writes go on beside it.
@@ -426,6 +459,8 @@ impl Store {
         }
         // The log first: the directory may belong to somebody else as soon as the lock is released.
         let logged = self.wal().map_or(Ok(()), Wal::close);
+        // What was found and not recorded yet; a failure poisons the store.
+        let _poisoned = inner.settle_damage().is_err();
         let sound = self.0.stop();
         let poison = inner.state.lock().poison.clone();
         match poison {

@@ -4,7 +4,8 @@
 //! 2. The marker with the highest iteration names the manifest; its snapshot and edits give the state.
 //!    Without a marker the store is new, unless there are tables: then somebody lost the marker.
 //! 3. Every table of the state is opened: length, footer, properties and top block must be what the
-//!    manifest says. A missing or damaged one refuses the open and is named.
+//!    manifest says. One that is missing or damaged stands in its place as such (see `damage`), unless that
+//!    is to refuse the open, or the manifest is what is wrong.
 //! 4. A new manifest with the state is written and put in force: recovery never appends to an old one.
 //! 5. Tables that nothing refers to are removed: only names the store would give, with numbers that the
 //!    manifest says were given out.
@@ -20,13 +21,14 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::cache::BlockCache;
 use crate::error::{Error, IoContext, Result};
-use crate::manifest::current::{lock_path, parse_table, table_dir, table_path};
-use crate::manifest::state::ManifestState;
+use crate::manifest::current::{lock_path, manifest_path, parse_table, table_dir};
 use crate::manifest::version::Version;
 use crate::memtable::MemSet;
 use crate::options::{Executor, Options};
-use crate::sstable::reader::{Graveyard, Table};
+use crate::sstable::damage::DamageReports;
+use crate::sstable::reader::Graveyard;
 use crate::store::catalog::Catalog;
+use crate::store::damage::open_tables;
 use crate::store::inner::{Bells, Inner, State};
 use crate::store::metrics::Counters;
 use crate::store::retention::Retention;
@@ -52,16 +54,25 @@ pub(crate) fn open(
     let (state, listing) = Catalog::read(&*vfs, dir, &options)?;
     let cache = Arc::new(BlockCache::new(options.cache_bytes));
     let graveyard = Graveyard::default();
-    let tables = open_tables(&*vfs, dir, &state, &cache, &graveyard)?;
+    let reports = Arc::<DamageReports>::default();
+    if let Some(bells) = &bells {
+        reports.ring(bells.care.clone());
+    }
+    let mut orphans = vfs.list(&tables_in).context("list", &tables_in)?;
+    orphans.retain(|path| parse_table(path).is_some_and(|n| !state.tables.contains_key(&n)));
+    let manifest =
+        listing.current().map_or_else(|| dir.to_path_buf(), |(_, n)| manifest_path(dir, n));
+    let shared = (&cache, &graveyard, &reports);
+    let tables = open_tables(&*vfs, dir, &options, &manifest, &state, &orphans, shared)?;
+    let tables: BTreeMap<_, _> = tables.into_iter().map(|t| (t.meta().number, t)).collect();
     let given_out = state.next_file;
     let catalog = Catalog::start(Arc::clone(&vfs), dir, &options, executor, state, &listing)?;
     let state = catalog.state();
     let version = Arc::new(Version::build(state, &tables, catalog.path())?);
     let mut left = catalog.leftovers() as u64;
-    for path in vfs.list(&tables_in).context("list", &tables_in)? {
-        let orphan =
-            parse_table(&path).is_some_and(|n| n < given_out && !state.tables.contains_key(&n));
-        if orphan && vfs.unlink(&path).is_err() {
+    for path in orphans {
+        let given = parse_table(&path).is_some_and(|number| number < given_out);
+        if given && vfs.unlink(&path).is_err() {
             left += 1;
         }
     }
@@ -107,6 +118,8 @@ pub(crate) fn open(
         bells,
         counters,
         space,
+        reports,
+        scrub: Mutex::default(),
         dir_lock: Mutex::new(Some(dir_lock)),
     })
 }
@@ -121,26 +134,4 @@ fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn VfsLock>> {
             Error::io("lock", &path, source)
         }
     })
-}
-
-fn open_tables(
-    vfs: &dyn Vfs,
-    dir: &Path,
-    state: &ManifestState,
-    cache: &Arc<BlockCache>,
-    graveyard: &Graveyard,
-) -> Result<BTreeMap<crate::types::FileNumber, Arc<Table>>> {
-    let open =
-        |(number, placed): (&crate::types::FileNumber, &crate::manifest::edit::PlacedTable)| {
-            let path = table_path(dir, *number);
-            let table = Table::open(
-                vfs,
-                &path,
-                placed.meta.clone(),
-                Arc::clone(cache),
-                Arc::clone(graveyard),
-            )?;
-            Ok((*number, Arc::new(table)))
-        };
-    state.tables.iter().map(open).collect()
 }

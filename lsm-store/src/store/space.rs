@@ -10,10 +10,11 @@
 //! writes are refused at every attempt, so that they go on by themselves once there is room. A measurement
 //! that fails changes nothing.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::compaction::picker::Pick;
 use crate::error::{Error, Result};
+use crate::events::Event;
 use crate::manifest::version::Levels;
 use crate::options::Options;
 use crate::store::inner::Inner;
@@ -30,13 +31,20 @@ pub(crate) struct Space {
     free: AtomicU64,
     /// Size of the active memtables then.
     active_then: AtomicU64,
+    /// Whether writes were refused after the last measurement.
+    refusing: AtomicBool,
 }
 
 impl Space {
     pub(crate) fn new(options: &Options) -> Self {
         let reserve = options.space_reserve_bytes.unwrap_or_else(|| options.default_reserve());
         // The first run measures.
-        Self { reserve, free: AtomicU64::new(u64::MAX), active_then: AtomicU64::new(u64::MAX) }
+        Self {
+            reserve,
+            free: AtomicU64::new(u64::MAX),
+            active_then: AtomicU64::new(u64::MAX),
+            refusing: AtomicBool::new(false),
+        }
     }
 
     /// Bytes free as last measured; `None` before the first time.
@@ -108,6 +116,14 @@ impl Inner {
         let Ok(free) = self.vfs.free_space(&self.dir) else { return };
         let was_low = self.space.is_low();
         self.space.free.store(free, Ordering::Relaxed);
+        let needed = self.space.half();
+        let refusing = free < needed;
+        if self.space.refusing.swap(refusing, Ordering::Relaxed) != refusing {
+            self.options.events.emit(|| match refusing {
+                true => Event::SpaceLow { free, needed },
+                false => Event::SpaceBack { free },
+            });
+        }
         if was_low && !self.space.is_low() {
             // What was refused is due, and nobody else says so.
             self.ring_compaction();

@@ -1,8 +1,11 @@
 //! Checks everything on disk against everything else.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use crate::error::{Error, IoContext, Result};
 use crate::manifest::current::table_path;
-use crate::manifest::version::Levels;
+use crate::manifest::version::{Levels, Version};
 use crate::sstable::verify::verify_table;
 use crate::store::inner::Inner;
 
@@ -21,6 +24,34 @@ pub struct VerifyReport {
 
 impl Inner {
     pub(crate) fn verify(&self) -> Result<VerifyReport> {
+        let (manifest, version) = self.check_manifest()?;
+        let mut report = VerifyReport::default();
+        for table in version.tables() {
+            let verified = verify_table(table);
+            if let Err(e) = &verified {
+                self.report_table(table, e);
+                self.settle_damage()?;
+            }
+            report.blocks += verified?;
+            report.tables += 1;
+            report.entries += table.meta().entries;
+            report.bytes += table.meta().len;
+        }
+        for levels in &version.partitions {
+            if let Some(detail) = age_problem(levels) {
+                return Err(Error::corruption(&manifest, 0, detail));
+            }
+        }
+        Ok(report)
+    }
+
+    pub(crate) fn verify_quick(&self) -> Result<()> {
+        let (_, version) = self.check_manifest()?;
+        version.tables().try_for_each(|table| table.check_ends(&*self.vfs))
+    }
+
+    /// Compares the manifest with what is in use, and with the names of files.
+    fn check_manifest(&self) -> Result<(PathBuf, Arc<Version>)> {
         // A superversion keeps its files while they are read; the manifest is compared under its lock.
         let catalog = self.catalog.lock();
         if catalog.reread()? != *catalog.state() {
@@ -54,19 +85,7 @@ impl Inner {
         }
         let manifest = catalog.path().to_path_buf();
         drop(catalog);
-        let mut report = VerifyReport::default();
-        for table in version.version.tables() {
-            report.blocks += verify_table(table)?;
-            report.tables += 1;
-            report.entries += table.meta().entries;
-            report.bytes += table.meta().len;
-        }
-        for levels in &version.version.partitions {
-            if let Some(detail) = age_problem(levels) {
-                return Err(Error::corruption(&manifest, 0, detail));
-            }
-        }
-        Ok(report)
+        Ok((manifest, Arc::clone(&version.version)))
     }
 }
 
