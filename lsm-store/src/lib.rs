@@ -10,6 +10,9 @@ pub mod lsmctl;
 pub mod rng;
 pub mod vfs;
 
+#[doc = include_str!("../PITFALLS.md")]
+pub mod pitfalls {}
+
 mod cache;
 mod compaction;
 mod internal_key;

@@ -1,5 +1,6 @@
 //! Iterates the newest visible versions of a partition, both ways, within bounds.
 
+use std::fmt;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -19,7 +20,6 @@ const STEPS_BEFORE_SEARCH: usize = 8;
 /// Moves return whether there is an entry. After an error the iterator stands nowhere, and only a seek
 /// brings it back: an error never looks like the end. It keeps the memtables and tables it reads alive,
 /// so do not keep it for long.
-#[derive(Debug)]
 pub struct Iter {
     merge: MergeIter,
     sequence: u64,
@@ -46,6 +46,16 @@ enum Place {
     End,
     /// A move failed.
     Failed,
+}
+
+/// Shows how it stands, and not where: keys and values are the user's.
+impl fmt::Debug for Iter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iter")
+            .field("sequence", &self.sequence)
+            .field("valid", &self.valid())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Iter {
