@@ -1,7 +1,7 @@
 //! Iterates a memtable by copies of short stretches, so that its lock is held for microseconds.
 //!
 //! Legal because nothing is ever removed from a memtable: the next stretch begins at the neighbour of
-//! the last entry copied, whatever was added in between.
+//! the last entry copied, whatever was added in between. The buffers of a stretch are used again.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::internal_key::Kind;
 use crate::iter::InternalIter;
-use crate::memtable::{MemEntry, MemSet, Memtable, Start};
+use crate::memtable::{MemSet, Start, Stretch};
 
 /// A first copy is short, for lookups of a few rows; each further one doubles up to the longest.
 const STRETCH_MIN: usize = 8;
@@ -22,26 +22,26 @@ pub(crate) struct MemIter {
     set: Arc<MemSet>,
     partition: usize,
     /// In the order of `backward`.
-    copied: Vec<MemEntry>,
+    copied: Stretch,
     at: usize,
     backward: bool,
-    stretch: usize,
+    max: usize,
 }
 
 impl MemIter {
-    pub(crate) const fn new(set: Arc<MemSet>, partition: usize) -> Self {
-        Self { set, partition, copied: Vec::new(), at: 0, backward: false, stretch: STRETCH_MIN }
+    pub(crate) fn new(set: Arc<MemSet>, partition: usize) -> Self {
+        let copied = Stretch::default();
+        Self { set, partition, copied, at: 0, backward: false, max: STRETCH_MIN }
     }
 
-    fn current(&self) -> Option<&MemEntry> {
-        self.copied.get(self.at)
-    }
-
-    fn copy(&mut self, from: Start<'_>, backward: bool) {
-        self.backward = backward;
+    fn copy(&mut self, from: Start<'_>) {
         self.at = 0;
         let Some(table) = self.set.table(self.partition) else { return };
-        fill(table, from, backward, self.stretch, &mut self.copied);
+        if self.backward {
+            table.copy_backward(from, self.max, &mut self.copied);
+        } else {
+            table.copy_forward(from, self.max, &mut self.copied);
+        }
     }
 
     /// To the neighbour in the direction of the last search.
@@ -50,53 +50,43 @@ impl MemIter {
             self.backward, backward,
             "a memtable iterator changes its direction only by a search"
         );
-        let Some(here) = self.current() else { return };
-        if self.at + 1 < self.copied.len() {
-            self.at += 1;
-            return;
+        self.at += 1;
+        if self.at == self.copied.len() {
+            self.max = (self.max * 2).min(STRETCH_MAX);
+            self.copy(Start::AfterLast);
         }
-        let (key, sequence) = (here.key.clone(), here.sequence);
-        self.stretch = (self.stretch * 2).min(STRETCH_MAX);
-        self.copy(Start::Excluding(&key, sequence), backward);
     }
 
     fn search(&mut self, from: Start<'_>, backward: bool) {
-        self.stretch = STRETCH_MIN;
-        self.copy(from, backward);
-    }
-}
-
-fn fill(table: &Memtable, from: Start<'_>, backward: bool, max: usize, out: &mut Vec<MemEntry>) {
-    if backward {
-        table.copy_backward(from, max, out);
-    } else {
-        table.copy_forward(from, max, out);
+        self.max = STRETCH_MIN;
+        self.backward = backward;
+        self.copy(from);
     }
 }
 
 impl InternalIter for MemIter {
     fn valid(&self) -> bool {
-        self.current().is_some()
+        self.at < self.copied.len()
     }
 
     fn key(&self) -> &[u8] {
-        self.current().map_or(&[], |e| &e.key)
+        self.copied.key(self.at)
     }
 
     fn sequence(&self) -> u64 {
-        self.current().map_or(0, |e| e.sequence)
+        self.copied.sequence(self.at)
     }
 
     fn kind(&self) -> Kind {
-        self.current().map_or(Kind::Value, |e| e.kind)
+        self.copied.kind(self.at)
     }
 
     fn value(&self) -> &[u8] {
-        self.current().map_or(&[], |e| &e.value)
+        self.copied.value(self.at)
     }
 
     fn value_bytes(&self) -> Bytes {
-        self.current().map_or_else(Bytes::new, |e| e.value.clone())
+        self.copied.value_bytes(self.at)
     }
 
     fn seek_to_first(&mut self) -> Result<()> {

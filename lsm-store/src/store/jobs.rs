@@ -79,9 +79,9 @@ impl Inner {
         for id in (0_u8..).take(self.options.partitions.len()) {
             let partition = usize::from(id);
             let mut sources = Vec::new();
-            let mut expected = 0;
+            let mut expected = Tally::default();
             for table in sets.iter().filter_map(|set| set.table(partition).map(|t| (set, t))) {
-                expected += table.1.len() as u64;
+                expected.add(table.1.len() as u64, table.1.digest());
                 sources.push(Source::Mem(MemIter::new(Arc::clone(table.0), partition)));
             }
             let Some(levels) = version.partitions.get(partition) else { continue };
@@ -98,11 +98,18 @@ impl Inner {
                     return Err(e);
                 }
             };
-            assert_eq!(
-                merged.read.entries, expected,
-                "entries read from the memtables of partition {id}"
-            );
             metas.extend(merged.outputs);
+            if merged.read != expected {
+                self.discard(&metas);
+                let reason = format!(
+                    "flush of partition {id} read {:?} where {expected:?} was written to its \
+                     memtables: memory was damaged",
+                    merged.read
+                );
+                let imbalance = Error::Poisoned { reason };
+                self.poison(&imbalance);
+                return Err(imbalance);
+            }
         }
         let opened = self.publish_files(&metas)?;
         let bytes = metas.iter().map(|m| m.len).sum();

@@ -7,6 +7,8 @@
 //! * `inner` has the shared state and its locks, `jobs` the background work, `recovery` the opening.
 
 mod background;
+#[cfg(test)]
+mod balance;
 mod catalog;
 mod damage;
 mod inner;

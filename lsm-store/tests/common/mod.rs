@@ -123,7 +123,7 @@ pub(crate) fn options(mode: Mode) -> Options {
     Options {
         mode,
         wal_segment_bytes: 4096,
-        memtable_bytes: 2048,
+        memtable_bytes: 1000,
         block_bytes: 128,
         index_partition_bytes: 128,
         restart_interval: 3,
