@@ -4,6 +4,9 @@ pub mod checksum;
 pub mod coding;
 pub mod error;
 pub mod events;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 pub mod journal;
 #[cfg(feature = "lsmctl")]
 pub mod lsmctl;
