@@ -29,10 +29,11 @@ mod types;
 mod wal;
 
 pub use error::{Error, Result};
+pub use iter::reading::FillCache;
 pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};
 pub use store::{
-    Damage, Iter, LevelMetrics, Metrics, PartitionMetrics, Run, ScrubProgress, Store, VerifyReport,
-    View,
+    Damage, Iter, IterOptions, LevelMetrics, Metrics, PartitionMetrics, Run, ScrubProgress, Store,
+    VerifyReport, Versions, View,
 };
 pub use types::{
     FileNumber, Found, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES, Op,

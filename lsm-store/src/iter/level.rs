@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::internal_key::Kind;
 use crate::iter::InternalIter;
 use crate::iter::bounds::SharedBounds;
+use crate::iter::reading::Reading;
 use crate::sstable::iter::TableIter;
 use crate::sstable::reader::Table;
 
@@ -18,7 +19,7 @@ pub(crate) type Tables = Arc<[Arc<Table>]>;
 #[derive(Debug)]
 pub(crate) struct LevelIter {
     tables: Tables,
-    fill: bool,
+    reading: Reading,
     bounds: SharedBounds,
     /// Reads the table at this place.
     at: usize,
@@ -26,8 +27,8 @@ pub(crate) struct LevelIter {
 }
 
 impl LevelIter {
-    pub(crate) const fn new(tables: Tables, fill: bool) -> Self {
-        Self { tables, fill, bounds: None, at: 0, table: None }
+    pub(crate) const fn new(tables: Tables, reading: Reading) -> Self {
+        Self { tables, reading, bounds: None, at: 0, table: None }
     }
 
     /// Changes the bounds; stands on no entry.
@@ -73,7 +74,7 @@ impl LevelIter {
             Some(_) if self.at == at => {}
             Some(open) => open.set_table(Arc::clone(next)),
             none => {
-                let mut opened = TableIter::new(Arc::clone(next), self.fill);
+                let mut opened = TableIter::new(Arc::clone(next), self.reading);
                 opened.set_bounds(self.bounds.clone());
                 *none = Some(opened);
             }

@@ -23,6 +23,7 @@ pub(crate) mod bounds;
 pub(crate) mod level;
 pub(crate) mod mem;
 pub(crate) mod merge;
+pub(crate) mod reading;
 #[cfg(test)]
 mod tests;
 

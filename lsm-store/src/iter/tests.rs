@@ -12,6 +12,7 @@ use super::bounds::Bounds;
 use super::level::LevelIter;
 use super::mem::MemIter;
 use super::merge::{MergeIter, Source};
+use super::reading::{FillCache, Reading};
 use crate::cache::BlockCache;
 use crate::internal_key::{Kind, compare};
 use crate::memtable::MemSet;
@@ -129,7 +130,10 @@ fn merge_of(rows: &[Row], table_rows: usize) -> MergeIter {
         let own: Vec<&Row> = rows.iter().filter(|r| r.source == source).collect();
         if source >= MEMTABLES {
             let tables = tables(&vfs, &own, table_rows, &mut number);
-            return Source::Level(Box::new(LevelIter::new(tables.into(), true)));
+            return Source::Level(Box::new(LevelIter::new(
+                tables.into(),
+                Reading::by_reader(FillCache::Always),
+            )));
         }
         let set = MemSet::new(1);
         for row in own {

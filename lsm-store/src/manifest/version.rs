@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::iter::level::{LevelIter, Tables};
 use crate::iter::merge::Source;
+use crate::iter::reading::Reading;
 use crate::manifest::state::ManifestState;
 use crate::options::LEVELS;
 use crate::sstable::reader::{FoundEntry, Table};
@@ -125,12 +126,17 @@ impl Levels {
         Ok(None)
     }
 
-    /// One source per run and level that has tables.
-    pub(crate) fn sources(&self, fill: bool, out: &mut Vec<Source>) {
-        for tables in
-            self.runs.iter().map(|r| &r.tables).chain(&self.levels).filter(|t| !t.is_empty())
-        {
-            out.push(Source::Level(Box::new(LevelIter::new(Arc::clone(tables), fill))));
+    /// One source per run and level that has tables that are wanted.
+    pub(crate) fn sources(&self, reading: Reading, out: &mut Vec<Source>) {
+        for tables in self.runs.iter().map(|r| &r.tables).chain(&self.levels) {
+            let wanted = |table: &Arc<Table>| table.meta().max_sequence >= reading.since;
+            let tables = match tables.iter().all(wanted) {
+                true => Arc::clone(tables),
+                false => tables.iter().filter(|t| wanted(t)).cloned().collect(),
+            };
+            if !tables.is_empty() {
+                out.push(Source::Level(Box::new(LevelIter::new(tables, reading))));
+            }
         }
     }
 }

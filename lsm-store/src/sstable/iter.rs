@@ -13,6 +13,7 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::internal_key::{Kind, compare};
 use crate::iter::bounds::SharedBounds;
+use crate::iter::reading::{FillCache, Reading};
 use crate::sstable::block::Block;
 use crate::sstable::block_iter::BlockIter;
 use crate::sstable::format::BlockKind;
@@ -22,8 +23,7 @@ use crate::sstable::reader::Table;
 #[derive(Debug)]
 pub(crate) struct TableIter {
     table: Arc<Table>,
-    /// Whether blocks read are kept in the cache; not for compactions.
-    fill: bool,
+    reading: Reading,
     bounds: SharedBounds,
     index: BlockIter,
     /// Position in the top block of what `index` reads; `None` if it reads nothing.
@@ -36,10 +36,10 @@ pub(crate) struct TableIter {
 }
 
 impl TableIter {
-    pub(crate) const fn new(table: Arc<Table>, fill: bool) -> Self {
+    pub(crate) const fn new(table: Arc<Table>, reading: Reading) -> Self {
         Self {
             table,
-            fill,
+            reading,
             bounds: None,
             index: BlockIter::empty(),
             partition: None,
@@ -107,7 +107,7 @@ impl TableIter {
 
     pub(crate) fn seek_to_first(&mut self) -> Result<()> {
         self.data.invalidate();
-        if !self.open_index(0)? {
+        if !self.open_index(self.wanted_from(0))? {
             return Ok(());
         }
         self.index.seek_to_first()?;
@@ -186,13 +186,14 @@ impl TableIter {
         self.data.invalidate();
         if !self.at_hand(key, sequence)? {
             let partition = self.table.top().partition_point(|t| t.last_key.as_slice() < key);
+            let partition = self.wanted_from(partition);
             if !self.open_index(partition)? {
                 return Ok(());
             }
             self.index.seek(key, sequence)?;
             if !self.index.valid() {
                 // Between this partition's last version of the key and the next key.
-                if !self.open_index(partition + 1)? {
+                if !self.open_index(self.wanted_from(partition + 1))? {
                     return Ok(());
                 }
                 self.index.seek_to_first()?;
@@ -200,6 +201,10 @@ impl TableIter {
             self.open_data()?;
         }
         self.data.seek(key, sequence)
+    }
+
+    fn fill(&self) -> bool {
+        self.reading.fill != FillCache::Never
     }
 
     /// Whether the target is in the block at hand: at or after its first entry and not after its separator.
@@ -211,6 +216,16 @@ impl TableIter {
             && self.data.begins_at_or_before(key, sequence)?)
     }
 
+    /// The first partition from `partition` on with entries that are wanted.
+    fn wanted_from(&self, partition: usize) -> usize {
+        if self.reading.since == 0 {
+            return partition;
+        }
+        let rest = self.table.top().get(partition..).unwrap_or_default();
+        let passed = rest.iter().take_while(|t| t.max_sequence < self.reading.since).count();
+        partition + passed
+    }
+
     /// Puts `index` into a partition; `false` and not valid if there is no such one.
     fn open_index(&mut self, partition: usize) -> Result<bool> {
         if self.partition == Some(partition) {
@@ -219,7 +234,7 @@ impl TableIter {
         self.partition = None;
         self.index.clear();
         let Some(top) = self.table.top().get(partition) else { return Ok(false) };
-        self.index.set_block(self.table.block(top.index, BlockKind::Index, self.fill)?);
+        self.index.set_block(self.table.block(top.index, BlockKind::Index, self.fill())?);
         self.partition = Some(partition);
         Ok(true)
     }
@@ -238,7 +253,7 @@ impl TableIter {
     /// The block of the index entry; `data` counts as reading nothing until it has it.
     fn read_data(&mut self) -> Result<Arc<Block>> {
         self.loaded = None;
-        self.table.block(self.index.handle(), BlockKind::Data, self.fill)
+        self.table.block(self.index.handle(), BlockKind::Data, self.fill())
     }
 
     /// To the first entry after the current data block.
@@ -246,7 +261,7 @@ impl TableIter {
         self.index.next()?;
         if !self.index.valid() {
             let next = self.partition.map_or(0, |p| p + 1);
-            if !self.open_index(next)? {
+            if !self.open_index(self.wanted_from(next))? {
                 return Ok(());
             }
             self.index.seek_to_first()?;

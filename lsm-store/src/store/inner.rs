@@ -68,8 +68,10 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn superversion(&self) -> SuperVersion {
+    /// What follows `before`, under the lock that all superversions are made under.
+    pub(crate) fn superversion(&self, before: &SuperVersion) -> SuperVersion {
         SuperVersion {
+            generation: before.generation + 1,
             active: Arc::clone(&self.active),
             frozen: self.frozen.clone(),
             version: Arc::clone(&self.version),
@@ -196,7 +198,8 @@ impl Inner {
         let fresh = Arc::new(MemSet::new(self.options.partitions.len()));
         let full = std::mem::replace(&mut state.active, fresh);
         state.frozen.push(full);
-        self.superversion.store(Arc::new(state.superversion()));
+        let next = state.superversion(&self.superversion.load());
+        self.superversion.store(Arc::new(next));
     }
 
     /// Wakes the thread that flushes.
@@ -274,7 +277,8 @@ impl Inner {
         let mut state = self.state.lock();
         state.version = Arc::new(version);
         update(&mut state);
-        let before = self.superversion.swap(Arc::new(state.superversion()));
+        let next = state.superversion(&self.superversion.load());
+        let before = self.superversion.swap(Arc::new(next));
         drop(state);
         drop(catalog);
         gone.iter().for_each(|table| table.retire());

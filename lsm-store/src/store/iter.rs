@@ -10,6 +10,9 @@ use crate::internal_key::{Kind, SEQUENCE_ABOVE_ALL, SEQUENCE_BELOW_ALL};
 use crate::iter::InternalIter;
 use crate::iter::bounds::{Bounds, SharedBounds};
 use crate::iter::merge::MergeIter;
+use crate::iter::reading::{FillCache, Reading};
+use crate::store::superversion::SuperVersion;
+use crate::store::view::View;
 use crate::types::SequenceNumber;
 
 /// After passing this many versions that do not count, a search is cheaper than more steps.
@@ -22,6 +25,10 @@ const STEPS_BEFORE_SEARCH: usize = 8;
 /// so do not keep it for long.
 pub struct Iter {
     merge: MergeIter,
+    partition: usize,
+    options: IterOptions,
+    /// Of the superversion it reads.
+    generation: u64,
     sequence: u64,
     bounds: SharedBounds,
     place: Place,
@@ -29,6 +36,22 @@ pub struct Iter {
     key: Vec<u8>,
     entry_sequence: u64,
     value: Bytes,
+}
+
+/// How an iterator reads. [`IterOptions::default`] is right for most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct IterOptions {
+    /// Whether blocks that were not in the cache are kept there.
+    pub fill_cache: FillCache,
+}
+
+impl IterOptions {
+    /// These options with another [`fill_cache`](IterOptions::fill_cache).
+    #[must_use]
+    pub const fn fill_cache(self, fill_cache: FillCache) -> Self {
+        Self { fill_cache }
+    }
 }
 
 /// Where an iterator stands.
@@ -60,17 +83,22 @@ impl fmt::Debug for Iter {
 
 impl Iter {
     pub(crate) fn new(
-        mut merge: MergeIter,
+        superversion: &SuperVersion,
+        partition: usize,
         sequence: u64,
-        lower: Bound<&[u8]>,
-        upper: Bound<&[u8]>,
+        (lower, upper): (Bound<&[u8]>, Bound<&[u8]>),
+        options: IterOptions,
     ) -> Self {
         let bounds = Bounds::shared(lower, upper);
+        let mut merge = superversion.merge(partition, Reading::by_reader(options.fill_cache));
         if bounds.is_some() {
             merge.set_bounds(bounds.clone());
         }
         Self {
             merge,
+            partition,
+            options,
+            generation: superversion.generation,
             sequence,
             bounds,
             place: Place::Fresh,
@@ -86,6 +114,43 @@ impl Iter {
         self.bounds = Bounds::shared(lower, upper);
         self.merge.set_bounds(self.bounds.clone());
         self.place = Place::Fresh;
+    }
+
+    /// How often memtables were frozen and tables replaced since the iterator began to read: 0 means that
+    /// it holds nothing but what the store itself holds, more that it may keep memory and files alive
+    /// that the store has given up. `view` is any view of the same store.
+    ///
+    /// There is no clock in it, so that it is the same in every run of the inline executor.
+    #[must_use]
+    pub fn age(&self, view: &View) -> u64 {
+        view.superversion().generation.saturating_sub(self.generation)
+    }
+
+    /// Gives up the memtables and tables it holds, and goes on with those of now, as of `view`: the same one,
+    /// for a walk that takes long, or a newer one of the same store. Bounds stay. An iterator on a key
+    /// stands on it again, or, if the view does not see it, on the next one in the direction of its last move.
+    ///
+    /// Returns whether it stands on an entry.
+    ///
+    /// # Errors
+    /// As [`Iter::seek_to_first`], and the iterator is as after any failed move.
+    pub fn refresh(&mut self, view: &View) -> Result<bool> {
+        let backward = matches!(self.place, Place::Backward | Place::BeforeKey);
+        if matches!(self.place, Place::Forward | Place::Backward) {
+            self.keep_key();
+        }
+        let stood = self.valid();
+        let superversion = view.superversion();
+        self.merge =
+            superversion.merge(self.partition, Reading::by_reader(self.options.fill_cache));
+        self.merge.set_bounds(self.bounds.clone());
+        self.generation = superversion.generation;
+        self.sequence = view.number(self.partition);
+        if !stood {
+            return Ok(false);
+        }
+        let key = std::mem::take(&mut self.key);
+        if backward { self.seek_for_prev(&key) } else { self.seek(&key) }
     }
 
     /// To the first key in bounds.
@@ -281,12 +346,12 @@ impl Iter {
                 continue;
             }
             decided = passed;
-            steps += 1;
+            // Many versions of one key are passed by a search, many keys are not.
+            steps = if self.merge.repeats_key() { steps + 1 } else { 1 };
             if steps < STEPS_BEFORE_SEARCH {
                 self.merge.next()?;
                 continue;
             }
-            steps = 0;
             self.keep_key();
             self.merge.seek(&self.key, if passed { SEQUENCE_BELOW_ALL } else { self.sequence })?;
             decided = false;

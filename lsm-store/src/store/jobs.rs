@@ -10,6 +10,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::iter::level::{LevelIter, Tables};
 use crate::iter::mem::MemIter;
 use crate::iter::merge::{MergeIter, Source};
+use crate::iter::reading::Reading;
 use crate::manifest::current::table_path;
 use crate::manifest::edit::{Item, PlacedTable};
 use crate::manifest::version::{Levels, Version};
@@ -224,10 +225,9 @@ impl Inner {
             self.counters.trivial_moves.add(1);
             return Ok(());
         }
-        let sources = inputs
-            .iter()
-            .chain(&overlapped)
-            .map(|run| Source::Level(Box::new(LevelIter::new(Arc::clone(run), false))));
+        let sources = inputs.iter().chain(&overlapped).map(|run| {
+            Source::Level(Box::new(LevelIter::new(Arc::clone(run), Reading::COMPACTION)))
+        });
         let below = levels.levels.get(pick.output_level + 1).cloned().unwrap_or_default();
         let cutter = Cutter::aligned(self.options.table_bytes, below);
         let older = older_than_level(levels, Some(pick.output_level));

@@ -22,6 +22,7 @@ mod scrub;
 mod space;
 mod superversion;
 mod verify;
+mod versions;
 mod view;
 
 use std::path::Path;
@@ -41,11 +42,12 @@ use crate::vfs::Vfs;
 use crate::wal::{self, Wal};
 
 pub use damage::Damage;
-pub use iter::Iter;
+pub use iter::{Iter, IterOptions};
 pub use metrics::{LevelMetrics, Metrics, PartitionMetrics};
 pub use run::Run;
 pub use scrub::ScrubProgress;
 pub use verify::VerifyReport;
+pub use versions::Versions;
 pub use view::View;
 
 /// A storage engine in a directory. A handle: clones share one store, which ends with the last of them

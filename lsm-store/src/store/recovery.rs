@@ -81,6 +81,7 @@ pub(crate) fn open(
     let retention = Retention::new(keeps.zip(state.floors.iter().copied()));
     let visible = Visible { position: state.position.clone(), sequences: state.sequences.clone() };
     let superversion = SuperVersion {
+        generation: 0,
         active: Arc::clone(&active),
         frozen: Vec::new(),
         version: Arc::clone(&version),

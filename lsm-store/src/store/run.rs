@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::internal_key::SEQUENCE_ABOVE_ALL;
 use crate::memtable::MemSet;
 use crate::store::inner::Inner;
-use crate::store::iter::Iter;
+use crate::store::iter::{Iter, IterOptions};
 use crate::store::superversion::Visible;
 use crate::types::{
     Found, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Op, PartitionId, Position,
@@ -133,8 +133,9 @@ impl Run {
         upper: Bound<&[u8]>,
     ) -> Result<Iter> {
         self.check_partition(partition)?;
-        let merge = self.inner.superversion.load().merge(partition.slot());
-        Ok(Iter::new(merge, self.last_sequence(partition).0, lower, upper))
+        let (slot, sequence) = (partition.slot(), self.last_sequence(partition).0);
+        let superversion = self.inner.superversion.load();
+        Ok(Iter::new(&superversion, slot, sequence, (lower, upper), IterOptions::default()))
     }
 
     /// The last number applied to a partition, this run included.

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::internal_key::Kind;
 use crate::iter::mem::MemIter;
 use crate::iter::merge::{MergeIter, Source};
+use crate::iter::reading::Reading;
 use crate::manifest::version::Version;
 use crate::memtable::MemSet;
 use crate::sstable::filter::key_hash;
@@ -18,6 +19,8 @@ use crate::types::{Found, Position, SequenceNumber};
 /// reader may use whichever it loads *after* it has fixed the sequence number it reads at.
 #[derive(Debug)]
 pub(crate) struct SuperVersion {
+    /// Counts the superversions of this store since it was opened.
+    pub(crate) generation: u64,
     pub(crate) active: Arc<MemSet>,
     /// Oldest first.
     pub(crate) frozen: Vec<Arc<MemSet>>,
@@ -52,8 +55,8 @@ impl SuperVersion {
         Ok(version.and_then(|v| found(v.kind, v.value, v.sequence)))
     }
 
-    /// All entries of a partition in order.
-    pub(crate) fn merge(&self, partition: usize) -> MergeIter {
+    /// The entries of a partition in order; all that are wanted, and perhaps others.
+    pub(crate) fn merge(&self, partition: usize, reading: Reading) -> MergeIter {
         let mut sources = Vec::new();
         for set in std::iter::once(&self.active).chain(self.frozen.iter().rev()) {
             if set.table(partition).is_some_and(|t| !t.is_empty()) {
@@ -61,7 +64,7 @@ impl SuperVersion {
             }
         }
         if let Some(levels) = self.version.partitions.get(partition) {
-            levels.sources(true, &mut sources);
+            levels.sources(reading, &mut sources);
         }
         MergeIter::new(sources)
     }

@@ -14,12 +14,16 @@ pub(crate) type Hit = Option<(Value, u64)>;
 /// All versions of all keys, newest first; none: deleted.
 type Versions = BTreeMap<(Key, Reverse<u64>), Option<Value>>;
 
+/// A version: key, number, value or none for a delete.
+pub(crate) type Version = (Key, u64, Option<Value>);
+
 /// What an operation shows.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Outcome {
     Nothing,
     Hits(Vec<Hit>),
     Rows(Vec<Row>),
+    Versions(Vec<Version>),
     /// Where an iterator stands after each move.
     Stops(Vec<Option<Row>>),
     /// A view was granted at this number.
@@ -112,6 +116,19 @@ impl Model {
         }
     }
 
+    fn floor(&self, partition: usize) -> u64 {
+        if partition == 0 { self.floor } else { self.last[partition] }
+    }
+
+    /// The answer to whoever wants a view at a number that has none.
+    fn refused(&self, partition: usize, at: u64) -> Option<Outcome> {
+        let (floor, last) = (self.floor(partition), self.last[partition]);
+        if at > last {
+            return Some(Outcome::Future(last));
+        }
+        (at < floor).then_some(Outcome::Compacted(floor))
+    }
+
     /// The number that `at` names in a partition: any up to one above the last.
     pub(crate) fn sequence(at: u64, last: u64) -> u64 {
         at % (last + 2)
@@ -145,15 +162,26 @@ impl Model {
                 self.views.push(self.last);
                 Outcome::Nothing
             }
-            Op::TakeViewAt { partition, at } => {
+            Op::History { partition, at, from, bounds } => {
                 let last = self.last[*partition];
-                let at = Self::sequence(*at, last);
-                let floor = if *partition == 0 { self.floor } else { last };
-                if at > last {
-                    return Outcome::Future(last);
+                let (at, from) = (Self::sequence(*at, last), Self::sequence(*from, last));
+                let floor = self.floor(*partition);
+                if let Some(refused) = self.refused(*partition, at) {
+                    return refused;
                 }
-                if at < floor {
-                    return Outcome::Compacted(floor);
+                if from <= floor && floor > 0 {
+                    return Outcome::Compacted(floor + 1);
+                }
+                let versions = self.versions[*partition].iter();
+                let found = versions
+                    .map(|((key, Reverse(n)), value)| (key.clone(), *n, value.clone()))
+                    .filter(|(key, n, _)| (from..=at).contains(n) && within(bounds, key));
+                Outcome::Versions(found.collect())
+            }
+            Op::TakeViewAt { partition, at } => {
+                let at = Self::sequence(*at, self.last[*partition]);
+                if let Some(refused) = self.refused(*partition, at) {
+                    return refused;
                 }
                 let mut view = self.last;
                 view[*partition] = at;
@@ -198,6 +226,20 @@ impl Model {
     }
 }
 
+fn within((lower, upper): &Bounds, key: &Key) -> bool {
+    let above = match lower {
+        Bound::Unbounded => true,
+        Bound::Included(bound) => key >= bound,
+        Bound::Excluded(bound) => key > bound,
+    };
+    let below = match upper {
+        Bound::Unbounded => true,
+        Bound::Included(bound) => key <= bound,
+        Bound::Excluded(bound) => key < bound,
+    };
+    above && below
+}
+
 impl RowIter {
     fn go(&mut self, movement: &Move) -> Option<Row> {
         if let Move::SetBounds(bounds) = movement {
@@ -205,21 +247,7 @@ impl RowIter {
             self.place = Place::Fresh;
             return None;
         }
-        let (lower, upper) = &self.bounds;
-        let inside = |(key, ..): &&Row| {
-            let above = match lower {
-                Bound::Unbounded => true,
-                Bound::Included(bound) => key >= bound,
-                Bound::Excluded(bound) => key > bound,
-            };
-            let below = match upper {
-                Bound::Unbounded => true,
-                Bound::Included(bound) => key <= bound,
-                Bound::Excluded(bound) => key < bound,
-            };
-            above && below
-        };
-        let rows: Vec<&Row> = self.rows.iter().filter(inside).collect();
+        let rows: Vec<&Row> = self.rows.iter().filter(|row| within(&self.bounds, &row.0)).collect();
         let at = |i: Option<usize>| i.filter(|i| *i < rows.len()).map_or(Place::End, Place::At);
         let (first, last) = (at(Some(0)), at(rows.len().checked_sub(1)));
         self.place = match (movement, self.place) {
@@ -232,7 +260,7 @@ impl RowIter {
             (Move::SeekForPrev(key), _) => {
                 at(rows.partition_point(|row| row.0 <= *key).checked_sub(1))
             }
-            (Move::SetBounds(_), place) => place,
+            (Move::SetBounds(_) | Move::Refresh, place) => place,
         };
         if let Place::At(i) = self.place { Some(rows[i].clone()) } else { None }
     }

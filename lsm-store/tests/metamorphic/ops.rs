@@ -32,6 +32,8 @@ pub(crate) enum Move {
     Seek(Key),
     SeekForPrev(Key),
     SetBounds(Bounds),
+    /// Goes on with the memtables and tables of now.
+    Refresh,
 }
 
 /// One operation.
@@ -58,6 +60,13 @@ pub(crate) enum Op {
         view: usize,
         partition: usize,
         backward: bool,
+    },
+    /// All changes from a number on, as a view at another one sees them.
+    History {
+        partition: usize,
+        at: u64,
+        from: u64,
+        bounds: Bounds,
     },
     TakeView,
     TakeViewAt {
@@ -175,14 +184,15 @@ impl Generator {
 
     fn moves(&mut self) -> Vec<Move> {
         (0..=self.rng.below(25))
-            .map(|_| match self.rng.below(20) {
+            .map(|_| match self.rng.below(21) {
                 0..=6 => Move::Next,
                 7..=13 => Move::Prev,
                 14 => Move::First,
                 15 => Move::Last,
                 16 | 17 => Move::Seek(self.key()),
                 18 => Move::SeekForPrev(self.key()),
-                _ => Move::SetBounds(self.bounds()),
+                19 => Move::SetBounds(self.bounds()),
+                _ => Move::Refresh,
             })
             .collect()
     }
@@ -199,7 +209,13 @@ impl Generator {
             38..=43 => {
                 Op::Read { view: self.number(), partition: self.partition(), keys: self.keys(6) }
             }
-            44..=49 => Op::Scan {
+            44..=46 => Op::History {
+                partition: usize::from(self.rng.chance(1, 8)),
+                at: self.rng.next_u64(),
+                from: self.rng.next_u64(),
+                bounds: self.bounds(),
+            },
+            47..=49 => Op::Scan {
                 view: self.number(),
                 partition: self.partition(),
                 backward: self.rng.chance(1, 2),

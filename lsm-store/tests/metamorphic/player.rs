@@ -33,11 +33,27 @@ pub(crate) struct Player {
     durable: u64,
     last: [u64; 2],
     views: Vec<View>,
-    iters: Vec<Iter>,
+    /// Each with the view it was made from.
+    iters: Vec<(Iter, View)>,
 }
 
 fn id(partition: usize) -> PartitionId {
     PartitionId(u8::try_from(partition).expect("two of them"))
+}
+
+/// What a refusal of a number says.
+fn refused(error: &Error, number: u64) -> Outcome {
+    if let Error::Compacted { asked, floor } = error
+        && *asked == number
+    {
+        return Outcome::Compacted(*floor);
+    }
+    if let Error::FutureSequence { asked, visible } = error
+        && *asked == number
+    {
+        return Outcome::Future(*visible);
+    }
+    unreachable!("{error}")
 }
 
 fn refs(bounds: &Bounds) -> (Bound<&[u8]>, Bound<&[u8]>) {
@@ -49,7 +65,7 @@ fn stop(iter: &Iter) -> Option<Row> {
     iter.valid().then(|| (iter.key().to_vec(), iter.value().to_vec(), iter.sequence().0))
 }
 
-fn go(iter: &mut Iter, movement: &Move) -> Option<Row> {
+fn go(iter: &mut Iter, view: &View, movement: &Move) -> Option<Row> {
     let moved = match movement {
         Move::Next => iter.next(),
         Move::Prev => iter.prev(),
@@ -62,6 +78,7 @@ fn go(iter: &mut Iter, movement: &Move) -> Option<Row> {
             iter.set_bounds(lower, upper);
             Ok(false)
         }
+        Move::Refresh => iter.refresh(view),
     };
     let stop = stop(iter);
     assert_eq!(moved.expect("moves"), stop.is_some(), "a move says where it leads");
@@ -227,7 +244,7 @@ impl Player {
         let iter = view.iter(id(partition), Bound::Unbounded, Bound::Unbounded);
         let mut iter = iter.expect("opens");
         let step = if backward { Move::Prev } else { Move::Next };
-        Outcome::Rows(std::iter::from_fn(|| go(&mut iter, &step)).collect())
+        Outcome::Rows(std::iter::from_fn(|| go(&mut iter, &view, &step)).collect())
     }
 
     fn view_at(&mut self, partition: usize, at: u64) -> Outcome {
@@ -237,12 +254,48 @@ impl Player {
                 self.views.push(view);
                 Outcome::Granted(at)
             }
-            Err(Error::Compacted { asked, floor }) if asked == at => Outcome::Compacted(floor),
-            Err(Error::FutureSequence { asked, visible }) if asked == at => {
-                Outcome::Future(visible)
-            }
-            Err(error) => unreachable!("{error}"),
+            Err(error) => refused(&error, at),
         }
+    }
+
+    fn history(&self, partition: usize, at: u64, from: u64, bounds: &Bounds) -> Outcome {
+        let last = self.last[partition];
+        let (at, from) = (Model::sequence(at, last), Model::sequence(from, last));
+        let view = match self.store().view_at(id(partition), SequenceNumber(at)) {
+            Ok(view) => view,
+            Err(error) => return refused(&error, at),
+        };
+        let (lower, upper) = refs(bounds);
+        let mut changes = match view.changes(id(partition), SequenceNumber(from), lower, upper) {
+            Ok(changes) => changes,
+            Err(error) => return refused(&error, from),
+        };
+        let mut versions = Vec::new();
+        while changes.next().expect("moves") {
+            let value = changes.value().map(<[u8]>::to_vec);
+            let other = changes.value_bytes().map(|v| v.to_vec());
+            assert_eq!(other, value, "both forms of a value");
+            versions.push((changes.key().to_vec(), changes.sequence().0, value));
+        }
+        // The same key by key, and what is left of all that was ever written.
+        let mut keys: Vec<&Key> = versions.iter().map(|v| &v.0).collect();
+        keys.dedup();
+        changes.seek_to_first().expect("moves");
+        for key in keys {
+            assert_eq!(changes.key(), key, "key by key");
+            changes.next_key().expect("moves");
+        }
+        assert!(!changes.valid(), "no more keys");
+        let mut all = view.versions(id(partition), lower, upper).expect("opens");
+        let mut since = versions.iter();
+        while all.next().expect("moves") {
+            if all.sequence().0 >= from {
+                let next = since.next().map(|v| (&v.0[..], v.1));
+                assert_eq!(next, Some((all.key(), all.sequence().0)), "versions hold all changes");
+            }
+        }
+        assert_eq!(since.next(), None, "versions hold all changes");
+        Outcome::Versions(versions)
     }
 
     fn run(&mut self, batches: &[Batch], read: &[Key]) -> Outcome {
@@ -271,6 +324,9 @@ impl Player {
             }
             Op::Read { view, partition, keys } => self.read(*view, *partition, keys),
             Op::Scan { view, partition, backward } => self.scan(*view, *partition, *backward),
+            Op::History { partition, at, from, bounds } => {
+                self.history(*partition, *at, *from, bounds)
+            }
             Op::TakeView => {
                 self.views.push(self.store().view());
                 Outcome::Nothing
@@ -284,14 +340,15 @@ impl Player {
             }
             Op::OpenIter { view, partition, bounds } => {
                 let (lower, upper) = refs(bounds);
-                let iter = self.view(*view).iter(id(*partition), lower, upper);
-                self.iters.push(iter.expect("opens"));
+                let view = self.view(*view);
+                let iter = view.iter(id(*partition), lower, upper).expect("opens");
+                self.iters.push((iter, view));
                 Outcome::Nothing
             }
             Op::Walk { iter, moves } => match pick(*iter, &self.iters) {
                 Some(i) => {
-                    let iter = &mut self.iters[i];
-                    Outcome::Stops(moves.iter().map(|movement| go(iter, movement)).collect())
+                    let (iter, view) = &mut self.iters[i];
+                    Outcome::Stops(moves.iter().map(|movement| go(iter, view, movement)).collect())
                 }
                 None => Outcome::Nothing,
             },

@@ -153,6 +153,7 @@ fn without(op: &Op, part: usize) -> Option<Op> {
         | Op::Get { .. }
         | Op::Read { .. }
         | Op::Scan { .. }
+        | Op::History { .. }
         | Op::TakeView
         | Op::TakeViewAt { .. }
         | Op::DropView(_)

@@ -1,0 +1,143 @@
+//! Iterators beside writes, flushes and compactions: what they hold, how they go on, what they cost.
+
+use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::path::Path;
+use std::sync::Arc;
+
+use lsm_store::vfs::{MemVfs, Vfs};
+use lsm_store::{
+    Error, Executor, Keep, Op, Options, PartitionId, PartitionOptions, Position, SequenceNumber,
+    Store,
+};
+
+const DATA: PartitionId = PartitionId(0);
+
+fn open(vfs: &Arc<MemVfs>) -> Store {
+    let mut options =
+        Options::new(7, vec![PartitionOptions { name: "data".to_owned(), keep: Keep::All }]);
+    options.block_bytes = 256;
+    options.index_partition_bytes = 128;
+    options.restart_interval = 4;
+    options.table_bytes = 4096;
+    options.cache_bytes = 0;
+    let vfs: Arc<dyn Vfs> = Arc::<MemVfs>::clone(vfs);
+    Store::open(vfs, Path::new("/store"), options, Executor::Inline).expect("opens")
+}
+
+/// One run with one batch per number, from the one after the last on.
+fn write(store: &Store, batches: &[&[Op<'_>]]) {
+    let index = store.visible_position().index + 1;
+    let mut run = store.begin_run(Position { index, term: 1, extra: vec![] }).expect("begins");
+    for ops in batches {
+        let next = run.last_sequence(DATA).0 + 1;
+        run.apply(DATA, SequenceNumber(next), ops).expect("applies");
+    }
+    run.publish().expect("publishes");
+}
+
+fn put<'a>(key: &'a [u8], value: &'a [u8]) -> Op<'a> {
+    Op::Put { key, value }
+}
+
+fn key(n: u32) -> [u8; 4] {
+    n.to_be_bytes()
+}
+
+#[test]
+fn an_iterator_goes_on_with_the_tables_of_now_after_a_refresh() {
+    let store = open(&Arc::new(MemVfs::new(1)));
+    write(&store, &[&[put(b"a", b"1"), put(b"b", b"1"), put(b"c", b"1"), put(b"d", b"1")]]);
+    let old = store.view();
+    let mut iter = old.iter(DATA, Excluded(b"a"), Unbounded).expect("opens");
+    assert!(iter.next().expect("moves"), "there is a first");
+    assert_eq!((iter.key(), iter.age(&old)), (&b"b"[..], 0), "nothing changed yet");
+    write(&store, &[&[Op::Delete { key: b"b" }, put(b"c", b"2")]]);
+    assert_eq!(iter.age(&old), 0, "a write alone leaves nothing behind");
+    store.flush().expect("flushes");
+    assert!(iter.age(&old) > 0, "the memtable it reads was replaced by a table");
+    assert!(iter.refresh(&old).expect("moves"), "still there");
+    assert_eq!((iter.key(), iter.value(), iter.age(&old)), (&b"b"[..], &b"1"[..], 0));
+    let new = store.view();
+    assert!(iter.refresh(&new).expect("moves"), "there is one after it");
+    assert_eq!((iter.key(), iter.value()), (&b"c"[..], &b"2"[..]), "b is gone, c is newer");
+    assert!(!iter.prev().expect("moves"), "the bounds stay");
+    assert!(!iter.refresh(&new).expect("moves"), "on no key it stays on none");
+    assert!(!iter.seek_for_prev(b"b").expect("moves"), "b is gone");
+    assert!(iter.seek_to_last().expect("moves"), "d");
+    write(&store, &[&[Op::Delete { key: b"d" }]]);
+    assert!(iter.refresh(&store.view()).expect("moves"), "there is one before it");
+    assert_eq!(iter.key(), b"c", "after a move backward it goes on backward");
+}
+
+#[test]
+fn changes_come_by_key_with_deletes_and_only_above_the_floor() {
+    let store = open(&Arc::new(MemVfs::new(1)));
+    write(&store, &[&[put(b"a", b"1"), put(b"b", b"1")], &[put(b"b", b"2")]]);
+    store.flush().expect("flushes");
+    write(&store, &[&[Op::Delete { key: b"a" }], &[put(b"c", b"4"), put(b"b", b"4")]]);
+    let view = store.view();
+    let changes = |from| {
+        let mut iter = view.changes(DATA, SequenceNumber(from), Unbounded, Unbounded)?;
+        let mut all = Vec::new();
+        while iter.next()? {
+            all.push((iter.key().to_vec(), iter.sequence().0, iter.value().map(<[u8]>::to_vec)));
+        }
+        Ok::<_, Error>(all)
+    };
+    let row = |key: &[u8], sequence, value: Option<&[u8]>| {
+        (key.to_vec(), sequence, value.map(<[u8]>::to_vec))
+    };
+    let expected = vec![
+        row(b"a", 3, None),
+        row(b"b", 4, Some(b"4")),
+        row(b"b", 2, Some(b"2")),
+        row(b"c", 4, Some(b"4")),
+    ];
+    assert_eq!(changes(2).expect("reads"), expected, "since 2");
+    assert_eq!(changes(5).expect("reads"), vec![], "nothing since");
+    store.set_floor(DATA, SequenceNumber(2)).expect("raises");
+    let refused = changes(2);
+    assert!(matches!(refused, Err(Error::Compacted { asked: 2, floor: 3 })), "{refused:?}");
+    assert_eq!(changes(3).expect("reads").len(), 3, "above the floor");
+}
+
+/// Counts calls of the file system: what is passed over is not read.
+#[test]
+fn parts_of_tables_outside_the_bounds_or_without_changes_are_not_read() {
+    const KEYS: u32 = 4000;
+    let vfs = Arc::new(MemVfs::new(1));
+    let store = open(&vfs);
+    let keys: Vec<[u8; 4]> = (0..KEYS).map(key).collect();
+    let ops: Vec<Op<'_>> = keys.iter().map(|k| put(k, b"a value of some length")).collect();
+    write(&store, &[&ops]);
+    store.flush().expect("flushes");
+    let last_sequence = store.view().sequence(DATA).0;
+    write(&store, &[&[put(&key(1000), b"new")]]);
+    store.flush().expect("flushes");
+    let view = store.view();
+    let before = vfs.calls();
+    let mut iter = view.iter(DATA, Included(&key(500)), Excluded(&key(510))).expect("opens");
+    let mut rows = 0;
+    while iter.next().expect("moves") {
+        rows += 1;
+    }
+    let range = vfs.calls() - before;
+    assert_eq!(rows, 10, "the range");
+    assert!(range <= 6, "10 neighbours took {range} reads");
+    let before = vfs.calls();
+    let mut iter = view.iter(DATA, Included(&key(500)), Excluded(&key(510))).expect("opens");
+    while iter.prev().expect("moves") {
+        rows += 1;
+    }
+    let range = vfs.calls() - before;
+    assert_eq!(rows, 20, "the range, backward");
+    assert!(range <= 6, "10 neighbours backward took {range} reads");
+    let before = vfs.calls();
+    let from = SequenceNumber(last_sequence + 1);
+    let mut changes = view.changes(DATA, from, Unbounded, Unbounded).expect("opens");
+    assert!(changes.next().expect("moves"), "one change");
+    assert_eq!(changes.key(), key(1000), "the change");
+    assert!(!changes.next().expect("moves"), "no other");
+    let took = vfs.calls() - before;
+    assert!(took <= 2, "one change took {took} reads");
+}
