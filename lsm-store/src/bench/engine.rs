@@ -116,15 +116,16 @@ pub trait Reader {
     /// The engine's.
     fn get(&mut self, key: &Key, show: impl FnOnce(&[u8])) -> Outcome<bool>;
 
-    /// Shows entries in ascending order, or descending with `backward`, from `from` (an end of the store if none),
-    /// until `show` returns false or there are no more. Each call is a new iterator.
+    /// Shows entries from `from` on, ascending, until `show` returns false or there are no more. Each call is a new
+    /// iterator.
     ///
     /// # Errors
     /// The engine's.
-    fn scan(
-        &mut self,
-        from: Option<&Key>,
-        backward: bool,
-        show: impl FnMut(&[u8], &[u8]) -> bool,
-    ) -> Outcome<()>;
+    fn seek(&mut self, from: &Key, show: impl FnMut(&[u8], &[u8]) -> bool) -> Outcome<()>;
+
+    /// Shows all entries, ascending or descending.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn scan(&mut self, backward: bool, show: impl FnMut(&[u8], &[u8])) -> Outcome<()>;
 }

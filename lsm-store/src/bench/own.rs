@@ -10,7 +10,7 @@ use crate::bench::engine::{Durability, Engine, Reader, Settings};
 use crate::vfs::RealVfs;
 use crate::wal;
 use crate::{
-    Compression, Executor, Keep, Mode, Options, PartitionId, PartitionOptions, Store, View,
+    Compression, Executor, Iter, Keep, Mode, Options, PartitionId, PartitionOptions, Store, View,
     WriteBatch,
 };
 
@@ -114,29 +114,38 @@ impl Reader for StoreReader<'_> {
         Ok(there)
     }
 
-    fn scan(
-        &mut self,
-        from: Option<&Key>,
-        backward: bool,
-        mut show: impl FnMut(&[u8], &[u8]) -> bool,
-    ) -> Outcome<()> {
-        let fresh;
-        let view = match &self.view {
-            Some(view) => view,
-            None => {
-                fresh = self.store.view();
-                &fresh
-            }
-        };
-        let from = from.map_or(Bound::Unbounded, |key| Bound::Included(key.as_slice()));
-        let (lower, upper) =
-            if backward { (Bound::Unbounded, from) } else { (from, Bound::Unbounded) };
-        let mut iter = view.iter(DATA, lower, upper)?;
-        while if backward { iter.prev()? } else { iter.next()? } {
+    #[inline]
+    fn seek(&mut self, from: &Key, mut show: impl FnMut(&[u8], &[u8]) -> bool) -> Outcome<()> {
+        let mut iter = self.iter(Bound::Included(from))?;
+        while iter.next()? {
             if !show(iter.key(), iter.value()) {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn scan(&mut self, backward: bool, mut show: impl FnMut(&[u8], &[u8])) -> Outcome<()> {
+        let mut iter = self.iter(Bound::Unbounded)?;
+        if backward {
+            while iter.prev()? {
+                show(iter.key(), iter.value());
+            }
+        } else {
+            while iter.next()? {
+                show(iter.key(), iter.value());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl StoreReader<'_> {
+    #[inline]
+    fn iter(&self, lower: Bound<&[u8]>) -> Outcome<Iter> {
+        Ok(match &self.view {
+            Some(view) => view.iter(DATA, lower, Bound::Unbounded)?,
+            None => self.store.view().iter(DATA, lower, Bound::Unbounded)?,
+        })
     }
 }

@@ -331,7 +331,7 @@ impl<E: Engine> Bench<E> {
             let from = u64::from(number) * 2;
             let last = (from + 2 * NEXT_ENTRIES).min(end - 2);
             let mut next = from;
-            reader.scan(Some(&key(from)), false, |_, value| {
+            reader.seek(&key(from), |_, value| {
                 wrong += u64::from(values.verified(value) != Some(next));
                 next += 2;
                 next <= last
@@ -360,14 +360,13 @@ impl<E: Engine> Bench<E> {
         let mut last = started;
         while passes == 0 || (started.elapsed() < SCAN_TIME_MIN && passes < SCANS_MAX) {
             let mut seen = 0;
-            reader.scan(None, backward, |_, value| {
+            reader.scan(backward, |_, value| {
                 let number = if backward { keys.saturating_sub(seen + 1) } else { seen } * 2;
                 wrong += u64::from(values.verified(value) != Some(number));
                 seen += 1;
                 if seen % SCAN_ENTRIES == 0 {
                     lap(&mut last, &mut samples);
                 }
-                true
             })?;
             wrong += seen.abs_diff(keys);
             passes += 1;
