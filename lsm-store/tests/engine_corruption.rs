@@ -145,7 +145,8 @@ fn every_flipped_byte_of_a_table_is_found_and_the_table_named() {
     assert!(tables.len() >= 3, "{tables:?}");
     for table in &tables {
         let len = good.content(table).expect("there").len() as u64;
-        for offset in 0..len {
+        // `corruption.rs` flips every bit; here the tables are compressed, and history is read.
+        for offset in (0..len).step_by(3) {
             let vfs = good.fork();
             vfs.flip(table, offset, 1 << (offset % 8)).expect("flips");
             let context = format!("{} byte {offset} of {len}", table.display());
