@@ -34,11 +34,12 @@ pub use error::{Error, Result};
 pub use iter::reading::FillCache;
 pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};
 pub use store::{
-    Damage, Iter, IterOptions, LevelMetrics, Metrics, PartitionMetrics, Run, ScrubProgress, Store,
-    VerifyReport, Versions, View,
+    Checkpoint, Damage, IncomingSnapshot, Iter, IterOptions, LevelMetrics, Metrics,
+    PartitionMetrics, RangeDigest, Replaced, Run, Salvaged, ScrubProgress, SnapshotTable,
+    StagedSnapshot, Store, VerifyReport, Versions, View, Wanted,
 };
 pub use types::{
-    FileNumber, Found, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES, Op,
-    PartitionId, Position, SequenceNumber,
+    FileNumber, Found, KeyRange, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES,
+    Op, PartitionId, Position, SequenceNumber,
 };
 pub use wal::{Durability, MAX_BATCH_BYTES, SequenceNumbers, WriteBatch};

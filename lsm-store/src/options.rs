@@ -101,6 +101,10 @@ pub struct Options {
     /// Whether a damaged or missing table refuses the open, with the error that says which. Otherwise reads of
     /// what it holds are errors, everything else is served, and [`Store::damage`](crate::Store::damage) tells.
     pub refuse_damaged: bool,
+    /// Index of the position that the store has reached for certain, as far as the caller can tell: where its log
+    /// begins, say. A store that is behind refuses to open: its manifest is cut off or an old copy, or it is
+    /// another store. Nothing in the store itself could tell.
+    pub expect_position_at_least: u64,
     /// With [`Executor::Threads`], bytes of tables read per second in search of damage; 0: none.
     pub scrub_bytes_per_second: u64,
     /// Longest wait of [`Store::begin_run`](crate::Store::begin_run) for background work before it gives up with
@@ -136,6 +140,7 @@ impl Options {
             base_level_bytes: 64 * MIB as u64,
             space_reserve_bytes: None,
             refuse_damaged: false,
+            expect_position_at_least: 0,
             scrub_bytes_per_second: MIB as u64,
             stall_max: Duration::from_secs(30),
             events: EventSink::default(),

@@ -114,3 +114,53 @@ pub struct Found {
     /// The number of the write that set it.
     pub sequence: SequenceNumber,
 }
+
+/// A range of user keys of one partition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyRange {
+    /// Whose keys.
+    pub partition: PartitionId,
+    /// The first key of the range.
+    pub start: Vec<u8>,
+    /// The first key behind the range; `None`: all keys from `start` on.
+    pub end: Option<Vec<u8>>,
+}
+
+impl KeyRange {
+    /// Whether the range has this key.
+    #[must_use]
+    pub fn contains(&self, key: &[u8]) -> bool {
+        self.start.as_slice() <= key && !self.is_below(key)
+    }
+
+    /// Whether the range ends before this key.
+    pub(crate) fn is_below(&self, key: &[u8]) -> bool {
+        self.end.as_ref().is_some_and(|end| end.as_slice() <= key)
+    }
+
+    /// Whether the range and keys between these two, both included, have anything in common.
+    pub(crate) fn overlaps(&self, smallest: &[u8], largest: &[u8]) -> bool {
+        self.start.as_slice() <= largest && !self.is_below(smallest)
+    }
+
+    /// Whether all keys between these two, both included, are in the range.
+    pub(crate) fn covers(&self, smallest: &[u8], largest: &[u8]) -> bool {
+        self.start.as_slice() <= smallest && !self.is_below(largest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_include_their_start_and_not_their_end() {
+        let range =
+            KeyRange { partition: PartitionId(1), start: b"k".to_vec(), end: Some(b"m".to_vec()) };
+        assert!(range.contains(b"k") && range.contains(b"l\xff"), "inside");
+        assert!(!range.contains(b"m") && !range.contains(b"j"), "outside");
+        assert!(range.overlaps(b"a", b"k") && range.overlaps(b"l", b"z"), "in common");
+        assert!(!range.overlaps(b"a", b"j") && !range.overlaps(b"m", b"z"), "nothing in common");
+        assert!(range.covers(b"k", b"l") && !range.covers(b"k", b"m") && !range.covers(b"j", b"l"));
+    }
+}

@@ -411,3 +411,47 @@ fn the_quick_check_sees_what_is_missing_shortened_or_swapped_while_the_store_is_
         assert!(error.to_string().contains(&*all[1].to_string_lossy()), "{harm:?}: {error}");
     }
 }
+
+#[test]
+fn what_can_be_read_is_salvaged_and_what_is_lost_is_told_exactly() {
+    let (good, last) = sample();
+    let all = tables(&good);
+    for harm in Harm::ALL {
+        for (i, table) in all.iter().enumerate() {
+            let context = format!("{harm:?} of {}", table.display());
+            let vfs = good.fork();
+            harm.apply(&vfs, table, &all[(i + 1) % all.len()]);
+            let known = {
+                let world = vfs.fork();
+                let store = open(&world);
+                store.scrub_step(u64::MAX).expect("reads");
+                store.damage().expect("known")
+            };
+            let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+            let before = vfs.files();
+            let to = Path::new("/saved");
+            let salvaged = Store::salvage(Arc::clone(&shared), Path::new("/db"), &options(), to)
+                .expect(&context);
+            let kept: Vec<_> = vfs.files().into_iter().filter(|p| !p.starts_with(to)).collect();
+            assert_eq!(kept, before, "{context}: the damaged store is not touched");
+            let store = Store::open(shared, to, options(), Executor::Inline).expect(&context);
+            store.verify().expect(&context);
+            if harm == Harm::Filter {
+                // A filter is made anew from the keys.
+                assert_eq!(salvaged.lost, [], "{context}: no entry is lost");
+                assert_eq!(salvaged.tables_in_part, 1, "{context}");
+            } else {
+                assert!(!salvaged.lost.is_empty(), "{context}: something is lost");
+                let ranges = |damage: &[Damage]| -> Vec<_> {
+                    damage.iter().map(|d| (d.smallest.clone(), d.largest.clone())).collect()
+                };
+                assert_eq!(ranges(&salvaged.lost), ranges(&known), "{context}: exactly this");
+            }
+            for k in 0..KEYS {
+                let found = store.get(DATA, &key(k)).expect(&context).map(|f| f.sequence.0);
+                let right = found == Some(newest(k, last));
+                assert!(right || covered(&salvaged.lost, &key(k)), "{context}: key {k}: {found:?}");
+            }
+        }
+    }
+}

@@ -156,6 +156,8 @@ pub fn open<W>(
         uid_seed: boot_seed(seed, node_id, "table uids"),
         memtable_bytes: config.storage.memtable_bytes,
         cache_bytes: config.storage.block_cache_bytes,
+        // A replica that cannot read all of its state cannot apply commands to it.
+        refuse_damaged: true,
         ..Options::new(identity.store_id(STORE_DIR), state_machine::partitions())
     };
     let store = Store::open(Arc::clone(&vfs), &data_dir.join(STORE_DIR), store_options, executor)?;

@@ -33,7 +33,7 @@ pub(crate) fn manifest_path(dir: &Path, number: FileNumber) -> PathBuf {
     dir.join(format!("MANIFEST-{number}"))
 }
 
-fn marker_path(dir: &Path, iteration: u64, number: FileNumber) -> PathBuf {
+pub(crate) fn marker_path(dir: &Path, iteration: u64, number: FileNumber) -> PathBuf {
     dir.join(format!("CURRENT.{iteration:016x}.{number}"))
 }
 

@@ -1,7 +1,7 @@
 //! Edits: lists of items, as tag, length, value.
 //!
 //! Tags below 128 must be understood; others may be skipped. Numbers are varints. Tags are on disk and
-//! never change; 5, 8's drop form and 10 are reserved.
+//! never change; 5 and 8's drop form are reserved.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -20,6 +20,7 @@ const TAG_NEXT_FILE: u64 = 6;
 const TAG_FLOOR: u64 = 7;
 const TAG_PARTITION: u64 = 8;
 const TAG_DAMAGED: u64 = 9;
+const TAG_ADOPTED: u64 = 10;
 const FIRST_SKIPPABLE_TAG: u64 = 128;
 
 /// A table and where it stands.
@@ -63,6 +64,12 @@ pub(crate) enum Item {
         number: FileNumber,
         smallest: Vec<u8>,
         largest: Vec<u8>,
+    },
+    /// The store is, or began as, the copy of another that this names.
+    Adopted {
+        id: u128,
+        /// Whether the copy has never been opened as a store with a log: then there is none to miss.
+        fresh: bool,
     },
 }
 
@@ -126,6 +133,11 @@ impl Item {
                 put_length_prefixed(b, smallest);
                 put_length_prefixed(b, largest);
                 TAG_DAMAGED
+            }
+            Self::Adopted { id, fresh } => {
+                b.extend_from_slice(&id.to_le_bytes());
+                put_varint(b, u64::from(*fresh));
+                TAG_ADOPTED
             }
         };
         put_varint(buf, tag);
@@ -201,6 +213,13 @@ fn decode_item(tag: u64, b: &mut Reader<'_>) -> Result<Item, DecodeError> {
             smallest: b.length_prefixed()?.to_vec(),
             largest: b.length_prefixed()?.to_vec(),
         },
+        TAG_ADOPTED => {
+            let id = b.u128()?;
+            match b.varint()? {
+                fresh @ (0 | 1) => Item::Adopted { id, fresh: fresh == 1 },
+                _ => return Err(b.error("a copy that is neither fresh nor not")),
+            }
+        }
         _ => return Err(b.error("unknown mandatory item: written by a newer version")),
     })
 }
@@ -320,6 +339,7 @@ pub(crate) mod tests {
                 smallest: Vec::new(),
                 largest: b"\xff".to_vec(),
             },
+            Item::Adopted { id: 1 << 100, fresh: true },
         ]
     }
 
@@ -329,7 +349,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_bytes_of_a_damaged_range_are_those_of_the_format() {
+    fn the_bytes_of_damage_and_adoption_are_those_of_the_format() {
         let item = Item::Damaged {
             number: FileNumber(300),
             smallest: b"a".to_vec(),
@@ -337,6 +357,9 @@ pub(crate) mod tests {
         };
         let expected = [9, 7, 0xAC, 0x02, 1, b'a', 2, b'b', b'c'];
         assert_eq!(encode(&[item]), expected, "tag, length, number, bounds");
+        let bytes = [10, 17, 0xAB, 0xCD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        let item = Item::Adopted { id: 0xCDAB, fresh: true };
+        assert_eq!(encode(&[item]), bytes, "tag, length, id, fresh");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::options::{Keep, PartitionOptions};
 use crate::types::{FileNumber, Position};
 
 /// Smallest and largest user key.
-pub(crate) type KeyRange = (Vec<u8>, Vec<u8>);
+pub(crate) type KeySpan = (Vec<u8>, Vec<u8>);
 
 /// See the module.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,7 +24,9 @@ pub(crate) struct ManifestState {
     /// Numbers at or above were never used.
     pub(crate) next_file: FileNumber,
     /// Damage found in tables: ranges of user keys, bounds included.
-    pub(crate) damaged: BTreeMap<FileNumber, BTreeSet<KeyRange>>,
+    pub(crate) damaged: BTreeMap<FileNumber, BTreeSet<KeySpan>>,
+    /// The copy that the store is or began as, and whether it is fresh (see [`Item::Adopted`]).
+    pub(crate) adopted: Option<(u128, bool)>,
     /// Follows from `tables`, so that an edit costs no look at all of them.
     index: Index,
 }
@@ -66,6 +68,7 @@ impl ManifestState {
             min_wal_segment: 0,
             next_file: FileNumber(1),
             damaged: BTreeMap::new(),
+            adopted: None,
             index: Index::default(),
         }
     }
@@ -97,6 +100,7 @@ impl ManifestState {
             items.push(Item::Floor { partition, sequence });
         }
         items.extend(self.tables.values().map(|table| Item::AddTable(Box::new(table.clone()))));
+        items.extend(self.adopted.map(|(id, fresh)| Item::Adopted { id, fresh }));
         for (&number, ranges) in &self.damaged {
             items.extend(ranges.iter().map(|(smallest, largest)| Item::Damaged {
                 number,
@@ -139,6 +143,7 @@ impl ManifestState {
             min_wal_segment: self.min_wal_segment,
             next_file: self.next_file,
             damaged: self.damaged.clone(),
+            adopted: self.adopted,
             index: Index::default(),
         }
     }
@@ -230,6 +235,7 @@ impl ManifestState {
                 let ranges = self.damaged.entry(*number).or_default();
                 ranges.insert((smallest.clone(), largest.clone()));
             }
+            Item::Adopted { id, fresh } => self.adopted = Some((*id, *fresh)),
         }
         Ok(())
     }
@@ -313,6 +319,7 @@ mod tests {
             Item::Floor { partition: 0, sequence: 3 },
             Item::MinWalSegment(2),
             damage(5),
+            Item::Adopted { id: 77, fresh: false },
         ];
         state.apply(&edit).expect("applies");
         let mut again = ManifestState::empty();

@@ -22,6 +22,7 @@ pub(crate) mod damage;
 pub(crate) mod filter;
 pub(crate) mod format;
 pub(crate) mod iter;
+pub(crate) mod pieces;
 pub(crate) mod properties;
 pub(crate) mod reader;
 pub(crate) mod top;

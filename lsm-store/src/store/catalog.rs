@@ -75,7 +75,7 @@ impl Catalog {
         let next = FileNumber(number.0 + 1);
         state.next_file = FileNumber(next.0 + NUMBERS_RESERVED);
         let iteration = listing.current().map_or(0, |(iteration, _)| iteration) + 1;
-        let uid_base = uid_base(options, executor, number);
+        let uid_base = uid_base(options, executor, number, state.adopted.map(|(copy, _)| copy));
         let header = Header { store_id: options.store_id, number, epoch: epoch(uid_base, number) };
         let file = ManifestFile::create(&*vfs, &manifest_path(dir, number), header, &state)?;
         let leftovers = switch(&*vfs, dir, iteration, number)?;
@@ -157,6 +157,15 @@ impl Catalog {
         Ok(())
     }
 
+    /// Puts another state in force, in one step.
+    ///
+    /// # Errors
+    /// If it is unknown which one is in force.
+    pub(crate) fn replace(&mut self, state: ManifestState) -> Result<()> {
+        self.state = state;
+        self.roll()
+    }
+
     /// What the manifest on disk amounts to; for comparison with [`Catalog::state`].
     pub(crate) fn reread(&self) -> Result<ManifestState> {
         file::read(&*self.vfs, self.file.path(), self.store_id, self.number)
@@ -181,11 +190,20 @@ fn epoch(base: u128, number: FileNumber) -> u64 {
 
 /// What all uids of this open are derived from: seed, store and manifest number, so that two opens with
 /// one seed still differ; with threads also entropy of several sources, none of which is trusted alone.
-fn uid_base(options: &Options, executor: Executor, manifest: FileNumber) -> u128 {
+fn uid_base(
+    options: &Options,
+    executor: Executor,
+    manifest: FileNumber,
+    adopted: Option<u128>,
+) -> u128 {
     let mut digester = Digester::new();
     digester.update(&options.store_id.to_le_bytes());
     digester.update(&options.uid_seed.to_le_bytes());
     digester.update(&manifest.0.to_le_bytes());
+    // A copy of a store has its id and numbers, but must not give the same uids.
+    if let Some(copy) = adopted {
+        digester.update(&copy.to_le_bytes());
+    }
     if executor == Executor::Threads {
         digester.update(&entropy());
     }

@@ -27,7 +27,7 @@ use crate::sstable::damage::{DamageReports, extent};
 use crate::sstable::reader::{Graveyard, Table};
 use crate::sstable::verify::{locate_damage, verify_table};
 use crate::store::inner::Inner;
-use crate::types::{FileNumber, PartitionId};
+use crate::types::{FileNumber, KeyRange, PartitionId};
 use crate::vfs::Vfs;
 
 /// What is known of damage that an earlier opening of the store found.
@@ -46,6 +46,17 @@ pub struct Damage {
     pub file: PathBuf,
     /// What was wrong with it.
     pub detail: String,
+}
+
+impl Damage {
+    /// The range to ask another copy of the store for, see [`Store::export_range`](crate::Store::export_range).
+    #[must_use]
+    pub fn range(&self) -> KeyRange {
+        let (partition, start) = (self.partition, self.smallest.clone());
+        // The first key behind the last one of the range.
+        let end = Some([self.largest.as_slice(), &[0]].concat());
+        KeyRange { partition, start, end }
+    }
 }
 
 impl Inner {

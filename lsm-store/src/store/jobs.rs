@@ -15,7 +15,7 @@ use crate::manifest::current::table_path;
 use crate::manifest::edit::{Item, PlacedTable};
 use crate::manifest::version::{Levels, Version};
 use crate::memtable::MemSet;
-use crate::options::{Compression, LEVELS};
+use crate::options::{Compression, LEVELS, Options};
 use crate::sstable::TableMeta;
 use crate::sstable::builder::TableLayout;
 use crate::sstable::format::Codec;
@@ -259,20 +259,13 @@ impl Inner {
     }
 
     fn merge_spec(&self, partition: u8, level: usize, cutter: Cutter, older: Older) -> MergeSpec {
-        let compressed = level >= COMPRESSED_FROM && self.options.compression == Compression::Lz4;
-        MergeSpec {
-            partition,
-            bound: self.bound(usize::from(partition)),
-            layout: TableLayout {
-                block_bytes: self.options.block_bytes,
-                restart_interval: self.options.restart_interval,
-                index_partition_bytes: self.options.index_partition_bytes,
-                filter_bits_per_key: self.options.filter_bits_per_key,
-                codec: if compressed { Codec::Lz4 } else { Codec::None },
-            },
-            cutter,
-            older,
-        }
+        let bound = self.bound(usize::from(partition));
+        MergeSpec { partition, bound, layout: self.layout(level), cutter, older }
+    }
+
+    /// How tables of a level are laid out.
+    pub(crate) fn layout(&self, level: usize) -> TableLayout {
+        layout(&self.options, level)
     }
 
     /// Merges into new tables; on an error removes what it wrote.
@@ -318,6 +311,18 @@ impl Inner {
     fn discard(&self, metas: &[TableMeta]) {
         let paths: Vec<_> = metas.iter().map(|m| table_path(&self.dir, m.number)).collect();
         self.remove_outputs(&paths);
+    }
+}
+
+/// How tables of a level are laid out.
+pub(crate) fn layout(options: &Options, level: usize) -> TableLayout {
+    let compressed = level >= COMPRESSED_FROM && options.compression == Compression::Lz4;
+    TableLayout {
+        block_bytes: options.block_bytes,
+        restart_interval: options.restart_interval,
+        index_partition_bytes: options.index_partition_bytes,
+        filter_bits_per_key: options.filter_bits_per_key,
+        codec: if compressed { Codec::Lz4 } else { Codec::None },
     }
 }
 

@@ -6,11 +6,15 @@
 //!   memtable, frozen ones, level 0, lower levels. It shares no lock with flushes and compactions.
 //! * `inner` has the shared state and its locks, `jobs` the background work, `recovery` the opening.
 
+mod adopt;
 mod background;
 #[cfg(test)]
 mod balance;
 mod catalog;
+mod checkpoint;
 mod damage;
+mod export;
+mod ingest;
 mod inner;
 mod iter;
 mod jobs;
@@ -18,7 +22,9 @@ mod metrics;
 mod recovery;
 mod retention;
 mod run;
+mod salvage;
 mod scrub;
+mod snapshot;
 mod space;
 mod superversion;
 mod verify;
@@ -41,11 +47,17 @@ use crate::types::{Found, PartitionId, Position, SequenceNumber};
 use crate::vfs::Vfs;
 use crate::wal::{self, Wal};
 
+pub use adopt::{IncomingSnapshot, StagedSnapshot, Wanted};
+pub use checkpoint::Checkpoint;
 pub use damage::Damage;
+pub use export::RangeDigest;
+pub use ingest::Replaced;
 pub use iter::{Iter, IterOptions};
 pub use metrics::{LevelMetrics, Metrics, PartitionMetrics};
 pub use run::Run;
+pub use salvage::Salvaged;
 pub use scrub::ScrubProgress;
+pub use snapshot::SnapshotTable;
 pub use verify::VerifyReport;
 pub use versions::Versions;
 pub use view::View;
@@ -121,6 +133,7 @@ impl Store {
             Self(Arc::new(Handle { inner, threads: Mutex::new(threads), wal: OnceLock::new() }));
         if mode == Mode::Wal {
             let wal = Wal::open(&store)?;
+            store.inner().settle_copy()?;
             store.0.wal.get_or_init(|| wal);
         }
         Ok(store)
@@ -417,6 +430,21 @@ impl Store {
     /// If what was found just now cannot be recorded: `Io`; the store is then poisoned.
     pub fn damage(&self) -> Result<Vec<Damage>> {
         self.inner().damage()
+    }
+
+    /// Makes a copy of the store in `dir`, which must not be there or be empty: of everything in tables, that
+    /// is, up to [`durable_position`](Store::durable_position), which with [`Mode::Wal`] is flushed to first.
+    /// Tables get a second name where the file system allows it, so it costs little. The copy opens as a
+    /// store with this one's options, and can be sent to another store, see [`Checkpoint`].
+    ///
+    /// # Errors
+    /// `Corruption` if a table is known to be damaged; `InvalidArgument` if `dir` is not empty; those of
+    /// [`flush`](Store::flush); `Io`, `Poisoned`, `Closed`. What was made of the copy is removed.
+    pub fn checkpoint(&self, dir: &Path) -> Result<Checkpoint> {
+        if self.inner().options.mode == Mode::Wal {
+            self.flush()?;
+        }
+        self.inner().checkpoint(dir)
     }
 
     /// Reads about `budget` bytes of tables further, from the medium, in search of damage, which is then

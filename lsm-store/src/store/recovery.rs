@@ -3,6 +3,7 @@
 //! 1. Directories exist and are durable; the lock is taken, for as long as the store is open.
 //! 2. The marker with the highest iteration names the manifest; its snapshot and edits give the state.
 //!    Without a marker the store is new, unless there are tables: then somebody lost the marker.
+//!    A state behind the position that the caller expects is refused: it is intact, but not of now.
 //! 3. Every table of the state is opened: length, footer, properties and top block must be what the
 //!    manifest says. One that is missing or damaged stands in its place as such (see `damage`), unless that
 //!    is to refuse the open, or the manifest is what is wrong.
@@ -27,6 +28,7 @@ use crate::memtable::MemSet;
 use crate::options::{Executor, Options};
 use crate::sstable::damage::DamageReports;
 use crate::sstable::reader::Graveyard;
+use crate::store::adopt::remove_adopted;
 use crate::store::catalog::Catalog;
 use crate::store::damage::open_tables;
 use crate::store::inner::{Bells, Inner, State};
@@ -52,6 +54,16 @@ pub(crate) fn open(
     create_dir_durable(&*vfs, &tables_in).context("create", &tables_in)?;
     let dir_lock = lock(&*vfs, dir)?;
     let (state, listing) = Catalog::read(&*vfs, dir, &options)?;
+    let manifest =
+        listing.current().map_or_else(|| dir.to_path_buf(), |(_, n)| manifest_path(dir, n));
+    let (reached, expected) = (state.position.index, options.expect_position_at_least);
+    if reached < expected {
+        let detail = format!(
+            "the store is at position {reached}, at least {expected} was expected: its manifest is cut off or an \
+             old copy, or it is another store"
+        );
+        return Err(Error::corruption(&manifest, 0, detail));
+    }
     let cache = Arc::new(BlockCache::new(options.cache_bytes));
     let graveyard = Graveyard::default();
     let reports = Arc::<DamageReports>::default();
@@ -60,8 +72,6 @@ pub(crate) fn open(
     }
     let mut orphans = vfs.list(&tables_in).context("list", &tables_in)?;
     orphans.retain(|path| parse_table(path).is_some_and(|n| !state.tables.contains_key(&n)));
-    let manifest =
-        listing.current().map_or_else(|| dir.to_path_buf(), |(_, n)| manifest_path(dir, n));
     let shared = (&cache, &graveyard, &reports);
     let tables = open_tables(&*vfs, dir, &options, &manifest, &state, &orphans, shared)?;
     let tables: BTreeMap<_, _> = tables.into_iter().map(|t| (t.meta().number, t)).collect();
@@ -70,6 +80,11 @@ pub(crate) fn open(
     let state = catalog.state();
     let version = Arc::new(Version::build(state, &tables, catalog.path())?);
     let mut left = catalog.leftovers() as u64;
+    if let Some((copy, _)) = state.adopted
+        && remove_adopted(&*vfs, dir, copy).is_err()
+    {
+        left += 1;
+    }
     for path in orphans {
         let given = parse_table(&path).is_some_and(|number| number < given_out);
         if given && vfs.unlink(&path).is_err() {
@@ -125,7 +140,7 @@ pub(crate) fn open(
     })
 }
 
-fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn VfsLock>> {
+pub(crate) fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn VfsLock>> {
     let path = lock_path(dir);
     let content = format!("pid {}\n", std::process::id());
     vfs.lock(&path, content.as_bytes()).map_err(|source| {

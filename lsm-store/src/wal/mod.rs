@@ -146,7 +146,7 @@ impl Wal {
         };
         let durable = store.durable_position().index;
         let (journal, recovery) = Journal::open(Arc::clone(&inner.vfs), &dir, options)?;
-        if recovery.segments() == 0 && durable > 0 {
+        if recovery.segments() == 0 && durable > 0 && !inner.is_fresh_copy() {
             let detail =
                 format!("the write-ahead log is missing: the tables hold batches up to {durable}");
             return Err(Error::corruption(&dir, 0, detail));

@@ -1,0 +1,175 @@
+//! What can be read of a damaged store, as a new store: the last resort, when no other copy is left.
+//!
+//! Tables that are whole are taken as they are; of others, the blocks that can be read. What is lost is
+//! reported by range: there, deletes and newer versions may be missing, so older values may come back. The
+//! damaged store is not touched.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::cache::BlockCache;
+use crate::checksum;
+use crate::error::{IoContext, Result};
+use crate::manifest::current::{manifest_path, table_path};
+use crate::manifest::edit::{Item, PlacedTable};
+use crate::manifest::state::ManifestState;
+use crate::options::Options;
+use crate::sstable::TableMeta;
+use crate::sstable::builder::TableBuilder;
+use crate::sstable::damage::DamageReports;
+use crate::sstable::pieces::readable;
+use crate::sstable::reader::{Graveyard, Table};
+use crate::sstable::verify::verify_table;
+use crate::store::Store;
+use crate::store::catalog::Catalog;
+use crate::store::checkpoint::{complete, link_or_copy, new_dir, read_whole, write_whole};
+use crate::store::damage::{Damage, open_tables};
+use crate::store::jobs::layout;
+use crate::store::recovery::lock;
+use crate::store::snapshot::Description;
+use crate::types::PartitionId;
+use crate::vfs::{Vfs, create_dir_durable};
+use crate::wal;
+
+/// What [`Store::salvage`] kept and lost.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Salvaged {
+    /// Tables taken as they are.
+    pub tables_whole: usize,
+    /// Tables of which something could be read.
+    pub tables_in_part: usize,
+    /// Tables of which nothing could be read.
+    pub tables_lost: usize,
+    /// Entries kept.
+    pub entries: u64,
+    /// Ranges of which entries are lost.
+    pub lost: Vec<Damage>,
+}
+
+impl Store {
+    /// Makes a new store in `to`, which must not be there or be empty, of what can be read of the damaged one in
+    /// `dir`, which is not changed and must not be open. In the ranges reported as lost, versions and deletes
+    /// are missing: reads there may find older values, or nothing. Better than this, if there is another
+    /// copy of the store, is [`excise_and_ingest`](Store::excise_and_ingest).
+    ///
+    /// # Errors
+    /// `Corruption` if the manifest cannot be read; `Locked`, `WrongStore`, `InvalidArgument`; `Io`.
+    pub fn salvage(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        options: &Options,
+        to: &Path,
+    ) -> Result<Salvaged> {
+        let _lock = lock(&*vfs, dir)?;
+        let (state, listing) = Catalog::read(&*vfs, dir, options)?;
+        let manifest =
+            listing.current().map_or_else(|| dir.to_path_buf(), |(_, n)| manifest_path(dir, n));
+        let (cache, graveyard) = (Arc::new(BlockCache::new(0)), Graveyard::default());
+        let reports = Arc::<DamageReports>::default();
+        let lenient = Options { refuse_damaged: false, ..options.clone() };
+        let shared = (&cache, &graveyard, &reports);
+        let tables = open_tables(&*vfs, dir, &lenient, &manifest, &state, &[], shared)?;
+        new_dir(&*vfs, to)?;
+        let mut salvaged = Salvaged::default();
+        let mut kept = Vec::new();
+        for table in &tables {
+            let Some(placed) = state.tables.get(&table.meta().number) else { continue };
+            kept.extend(salvaged.table(&*vfs, options, table, placed, to)?);
+        }
+        copy_log(&*vfs, dir, to)?;
+        let id = checksum::digest(format!("salvage of {manifest:?}").as_bytes());
+        let state = with_tables(&state, kept, id)?;
+        let (store_id, snapshot_id) = (options.store_id, id);
+        complete(&vfs, to, Description { store_id, snapshot_id, state, exported: None })?;
+        Ok(salvaged)
+    }
+}
+
+impl Salvaged {
+    fn table(
+        &mut self,
+        vfs: &dyn Vfs,
+        options: &Options,
+        table: &Table,
+        placed: &PlacedTable,
+        to: &Path,
+    ) -> Result<Option<PlacedTable>> {
+        let meta = &placed.meta;
+        let path = table_path(to, meta.number);
+        if verify_table(table).is_ok() {
+            link_or_copy(vfs, table.path(), &path, meta)?;
+            self.tables_whole += 1;
+            self.entries += meta.entries;
+            return Ok(Some(placed.clone()));
+        }
+        let mut builder: Option<TableBuilder> = None;
+        // Other content under the same uid would not be told apart.
+        let uid = checksum::digest(&[&meta.uid.to_le_bytes()[..], b"salvaged"].concat());
+        let lost = &mut self.lost;
+        readable(
+            table,
+            &mut |key, sequence, kind, value| {
+                let builder = match &mut builder {
+                    Some(builder) => builder,
+                    none => {
+                        let file = vfs.create_new(&path).context("create", &path)?;
+                        let (number, partition) = (meta.number, meta.partition);
+                        let layout = layout(options, placed.level);
+                        let path = path.clone();
+                        none.insert(TableBuilder::new(file, path, number, uid, partition, layout))
+                    }
+                };
+                builder.add(key, sequence, kind, value)
+            },
+            &mut |smallest, largest, error| {
+                lost.push(Damage {
+                    partition: PartitionId(meta.partition),
+                    smallest: smallest.to_vec(),
+                    largest: largest.to_vec(),
+                    file: table.path().to_path_buf(),
+                    detail: error.to_string(),
+                });
+                Ok(())
+            },
+        )?;
+        let Some(builder) = builder else {
+            self.tables_lost += 1;
+            return Ok(None);
+        };
+        let meta: TableMeta = builder.finish()?;
+        self.tables_in_part += 1;
+        self.entries += meta.entries;
+        Ok(Some(PlacedTable { meta, ..placed.clone() }))
+    }
+}
+
+/// The state with other tables, as a copy that is to be opened.
+fn with_tables(state: &ManifestState, tables: Vec<PlacedTable>, id: u128) -> Result<ManifestState> {
+    let gone = state.tables.values().map(|placed| Item::DeleteTable {
+        partition: placed.meta.partition,
+        level: placed.level,
+        number: placed.meta.number,
+    });
+    let added = tables.into_iter().map(|placed| Item::AddTable(Box::new(placed)));
+    let items: Vec<_> = gone.chain(added).chain([Item::Adopted { id, fresh: true }]).collect();
+    let mut state = state.clone();
+    state.apply(&items).map_err(crate::error::Error::InvalidArgument)?;
+    Ok(state)
+}
+
+/// The log, if the store has one, as it is: opening the new store reads it.
+fn copy_log(vfs: &dyn Vfs, dir: &Path, to: &Path) -> Result<()> {
+    if !wal::is_there(vfs, dir)? {
+        return Ok(());
+    }
+    let (from, to) = (wal::directory(dir), wal::directory(to));
+    create_dir_durable(vfs, &to).context("create", &to)?;
+    for path in vfs.list(&from).context("list", &from)? {
+        let segment = path.extension().is_some_and(|e| e == "wal");
+        if let (true, Some(name)) = (segment, path.file_name()) {
+            write_whole(vfs, &to.join(name), &read_whole(vfs, &path)?)?;
+        }
+    }
+    vfs.sync_dir(&to).context("sync", &to)
+}
