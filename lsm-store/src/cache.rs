@@ -17,6 +17,9 @@ use crate::sstable::filter::Filter;
 /// Guess of a cached item's size, for the cache's first allocation.
 const ITEM_BYTES_GUESS: usize = 16 * 1024;
 
+/// With so many bytes left the cache counts as having room: it is divided into parts that fill unevenly.
+const ROOM_BYTES: u64 = 1024 * 1024;
+
 /// What a cache entry costs beside the block, in bytes.
 const ITEM_OVERHEAD_BYTES: usize = 64;
 
@@ -118,6 +121,12 @@ impl BlockCache {
         }
         self.misses.fetch_add(1, Ordering::Relaxed);
         if fill { shards.get_or_insert_with(&id, load) } else { load() }
+    }
+
+    /// Whether one more block can be kept without pushing anything out.
+    pub(crate) fn has_room(&self) -> bool {
+        let room = |s: &Shards| s.weight() + ROOM_BYTES <= s.capacity();
+        self.shards.as_ref().is_some_and(room)
     }
 
     /// Hits, misses, and bytes held.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use lsm_store::vfs::{MemVfs, Vfs};
 use lsm_store::{
-    Error, Executor, Keep, Op, Options, PartitionId, PartitionOptions, Position, SequenceNumber,
-    Store,
+    Compression, Error, Executor, FillCache, IterOptions, Keep, Op, Options, PartitionId,
+    PartitionOptions, Position, SequenceNumber, Store,
 };
 
 const DATA: PartitionId = PartitionId(0);
@@ -140,4 +140,62 @@ fn parts_of_tables_outside_the_bounds_or_without_changes_are_not_read() {
     assert!(!changes.next().expect("moves"), "no other");
     let took = vfs.calls() - before;
     assert!(took <= 2, "one change took {took} reads");
+}
+
+/// A table of about 1 MiB and a cache of `cache_bytes`.
+fn large(vfs: &Arc<MemVfs>, cache_bytes: usize) -> Store {
+    let mut options =
+        Options::new(7, vec![PartitionOptions { name: "data".to_owned(), keep: Keep::All }]);
+    options.block_bytes = 4096;
+    options.cache_bytes = cache_bytes;
+    options.compression = Compression::None;
+    let shared: Arc<dyn Vfs> = Arc::<MemVfs>::clone(vfs);
+    let store = Store::open(shared, Path::new("/store"), options, Executor::Inline).expect("opens");
+    let keys: Vec<[u8; 4]> = (0..10_000).map(key).collect();
+    let ops: Vec<Op<'_>> = keys.iter().map(|k| put(k, &[7; 100])).collect();
+    write(&store, &[&ops]);
+    store.flush().expect("flushes");
+    store
+}
+
+/// Calls of the file system that a walk over everything takes.
+fn walk_all(vfs: &MemVfs, store: &Store, options: IterOptions) -> u64 {
+    let before = vfs.calls();
+    let view = store.view();
+    let mut iter = view.iter_with(DATA, Unbounded, Unbounded, options).expect("opens");
+    let mut rows = 0;
+    while iter.next().expect("moves") {
+        rows += 1;
+    }
+    assert_eq!(rows, 10_000, "all rows");
+    vfs.calls() - before
+}
+
+#[test]
+fn a_long_walk_reads_many_blocks_at_once_and_pushes_nothing_out_of_the_cache() {
+    let vfs = Arc::new(MemVfs::new(1));
+    let store = large(&vfs, 600_000);
+    let hot = || {
+        let before = vfs.calls();
+        for n in 9000..9500 {
+            store.get(DATA, &key(n)).expect("reads").expect("is there");
+        }
+        vfs.calls() - before
+    };
+    hot();
+    assert_eq!(hot(), 0, "about 14 blocks are cached");
+    let walk = walk_all(&vfs, &store, IterOptions::default());
+    assert!(walk < 120, "about 290 blocks took {walk} reads");
+    assert_eq!(hot(), 0, "they are still cached");
+}
+
+#[test]
+fn walks_are_cached_while_there_is_room_or_when_asked() {
+    let vfs = Arc::new(MemVfs::new(1));
+    let store = large(&vfs, 8 << 20);
+    let never = IterOptions::default().fill_cache(FillCache::Never);
+    walk_all(&vfs, &store, never);
+    assert!(walk_all(&vfs, &store, never) > 5, "nothing was kept");
+    walk_all(&vfs, &store, IterOptions::default());
+    assert_eq!(walk_all(&vfs, &store, never), 0, "all was kept: there is room");
 }

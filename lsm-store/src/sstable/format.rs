@@ -2,7 +2,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -105,6 +105,19 @@ pub(crate) struct Source<'a> {
 /// # Errors
 /// `Io`, or `Corruption` at the block's offset.
 pub(crate) fn read_block(source: Source<'_>, handle: Handle, kind: BlockKind) -> Result<Bytes> {
+    read_block_by(source, handle, kind, |buf, offset| source.file.read_exact_at(buf, offset))
+}
+
+/// As [`read_block`], with the bytes of the file given by `read`, which fills a buffer from an offset.
+///
+/// # Errors
+/// As [`read_block`].
+pub(crate) fn read_block_by(
+    source: Source<'_>,
+    handle: Handle,
+    kind: BlockKind,
+    read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
+) -> Result<Bytes> {
     let corrupt = |detail: String| Error::corruption(source.path, handle.offset, detail);
     let in_file = handle.end().is_some_and(|end| end <= source.blocks_end);
     let (true, Ok(len)) = (in_file, usize::try_from(handle.len)) else {
@@ -114,7 +127,7 @@ pub(crate) fn read_block(source: Source<'_>, handle: Handle, kind: BlockKind) ->
         )));
     };
     let mut buf = vec![0; len + TRAILER_BYTES];
-    source.file.read_exact_at(&mut buf, handle.offset).map_err(|e| {
+    read(&mut buf, handle.offset).map_err(|e| {
         if e.kind() == ErrorKind::UnexpectedEof {
             corrupt("the file ends inside the block".to_owned())
         } else {

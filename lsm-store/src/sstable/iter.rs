@@ -17,7 +17,12 @@ use crate::iter::reading::{FillCache, Reading};
 use crate::sstable::block::Block;
 use crate::sstable::block_iter::BlockIter;
 use crate::sstable::format::BlockKind;
+use crate::sstable::read_ahead::ReadAhead;
 use crate::sstable::reader::Table;
+
+/// A walk of more data is not short: whether it is cached depends on the room there, asked each time it has
+/// gone so far.
+const SHORT_WALK_BYTES: u64 = 256 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -31,6 +36,10 @@ pub(crate) struct TableIter {
     data: BlockIter,
     /// Offset of the block `data` reads.
     loaded: Option<u64>,
+    ahead: ReadAhead,
+    /// Bytes of data blocks walked through since the last search, and whether the next is to be cached.
+    walked: u64,
+    fill: bool,
     /// The bound in the direction of the walk is within the data block: each key is compared.
     checked: bool,
 }
@@ -45,6 +54,9 @@ impl TableIter {
             partition: None,
             data: BlockIter::empty(),
             loaded: None,
+            ahead: ReadAhead::new(reading.purpose),
+            walked: 0,
+            fill: !matches!(reading.fill, FillCache::Never),
             checked: false,
         }
     }
@@ -52,6 +64,7 @@ impl TableIter {
     /// Changes to another table; keeps the buffers.
     pub(crate) fn set_table(&mut self, table: Arc<Table>) {
         self.table = table;
+        self.ahead.reset();
         self.partition = None;
         self.index.clear();
         self.loaded = None;
@@ -185,6 +198,8 @@ impl TableIter {
     fn search(&mut self, key: &[u8], sequence: u64) -> Result<()> {
         self.data.invalidate();
         if !self.at_hand(key, sequence)? {
+            self.walked = 0;
+            self.fill = self.reading.fill != FillCache::Never;
             let partition = self.table.top().partition_point(|t| t.last_key.as_slice() < key);
             let partition = self.wanted_from(partition);
             if !self.open_index(partition)? {
@@ -201,10 +216,6 @@ impl TableIter {
             self.open_data()?;
         }
         self.data.seek(key, sequence)
-    }
-
-    fn fill(&self) -> bool {
-        self.reading.fill != FillCache::Never
     }
 
     /// Whether the target is in the block at hand: at or after its first entry and not after its separator.
@@ -234,7 +245,8 @@ impl TableIter {
         self.partition = None;
         self.index.clear();
         let Some(top) = self.table.top().get(partition) else { return Ok(false) };
-        self.index.set_block(self.table.block(top.index, BlockKind::Index, self.fill())?);
+        let fill = self.reading.fill != FillCache::Never;
+        self.index.set_block(self.table.block(top.index, BlockKind::Index, fill)?);
         self.partition = Some(partition);
         Ok(true)
     }
@@ -253,7 +265,13 @@ impl TableIter {
     /// The block of the index entry; `data` counts as reading nothing until it has it.
     fn read_data(&mut self) -> Result<Arc<Block>> {
         self.loaded = None;
-        self.table.block(self.index.handle(), BlockKind::Data, self.fill())
+        let handle = self.index.handle();
+        let before = self.walked / SHORT_WALK_BYTES;
+        self.walked = self.walked.saturating_add(handle.len);
+        if self.reading.fill == FillCache::WhileRoom && self.walked / SHORT_WALK_BYTES > before {
+            self.fill = self.table.cache_has_room();
+        }
+        self.table.block_ahead(handle, self.fill, &mut self.ahead)
     }
 
     /// To the first entry after the current data block.

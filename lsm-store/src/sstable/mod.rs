@@ -24,6 +24,7 @@ pub(crate) mod format;
 pub(crate) mod iter;
 pub(crate) mod pieces;
 pub(crate) mod properties;
+pub(crate) mod read_ahead;
 pub(crate) mod reader;
 pub(crate) mod top;
 pub(crate) mod verify;

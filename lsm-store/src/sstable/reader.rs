@@ -19,8 +19,11 @@ use crate::sstable::block::Block;
 use crate::sstable::block_iter::BlockIter;
 use crate::sstable::damage::DamageReports;
 use crate::sstable::filter::Filter;
-use crate::sstable::format::{BlockKind, FOOTER_BYTES, Footer, Handle, Source, read_block};
+use crate::sstable::format::{
+    BlockKind, FOOTER_BYTES, Footer, Handle, Source, read_block, read_block_by,
+};
 use crate::sstable::properties::Properties;
+use crate::sstable::read_ahead::ReadAhead;
 use crate::sstable::top::{self, TopEntry};
 use crate::vfs::{Vfs, VfsFile};
 
@@ -221,9 +224,36 @@ impl Table {
 
     /// A data or index block.
     pub(crate) fn block(&self, handle: Handle, kind: BlockKind, fill: bool) -> Result<Arc<Block>> {
+        self.block_by(handle, kind, fill, |buf, offset| self.file.read_exact_at(buf, offset))
+    }
+
+    /// A data block for a walk, which reads what the cache does not have through `ahead`.
+    pub(crate) fn block_ahead(
+        &self,
+        handle: Handle,
+        fill: bool,
+        ahead: &mut ReadAhead,
+    ) -> Result<Arc<Block>> {
+        self.block_by(handle, BlockKind::Data, fill, |buf, offset| {
+            ahead.read(&*self.file, self.data_end, buf, offset)
+        })
+    }
+
+    /// Whether the cache has room for more without pushing anything out.
+    pub(crate) fn cache_has_room(&self) -> bool {
+        self.cache.has_room()
+    }
+
+    fn block_by(
+        &self,
+        handle: Handle,
+        kind: BlockKind,
+        fill: bool,
+        read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
+    ) -> Result<Arc<Block>> {
         let id = BlockId { table: self.uid_fold, offset: handle.offset };
         let cached = self.cache.get(id, fill, || {
-            let raw = self.read(handle, kind)?;
+            let raw = self.read_by(handle, kind, read)?;
             Ok(Cached::Block(Arc::new(Block::parse(raw, kind, &self.path, handle.offset)?)))
         })?;
         match cached {
@@ -247,8 +277,17 @@ impl Table {
 
     /// A block from the medium.
     pub(crate) fn read(&self, handle: Handle, kind: BlockKind) -> Result<Bytes> {
+        self.read_by(handle, kind, |buf, offset| self.file.read_exact_at(buf, offset))
+    }
+
+    fn read_by(
+        &self,
+        handle: Handle,
+        kind: BlockKind,
+        read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
+    ) -> Result<Bytes> {
         self.check_open()?;
-        read_block(self.source(), handle, kind).inspect_err(|e| {
+        read_block_by(self.source(), handle, kind, read).inspect_err(|e| {
             if let Error::Corruption { detail, .. } = e {
                 self.reports.report((self.meta.number, handle.offset), detail);
             }
