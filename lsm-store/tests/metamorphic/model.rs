@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use lsm_store::checksum::hash;
+
 use crate::ops::{Batch, Bounds, Key, Move, Op, Value};
 
 /// Key, value, sequence number.
@@ -32,6 +34,10 @@ pub(crate) enum Outcome {
     Compacted(u64),
     /// A number above this last one was refused.
     Future(u64),
+    /// The digest of a range, and its rows.
+    Digest(u64, u64),
+    /// What a copy holds: both partitions.
+    Copied([Vec<Row>; 2]),
     /// Retention floor and newest numbers after an operation that may touch them.
     Stands {
         floor: u64,
@@ -212,11 +218,31 @@ impl Model {
                 }
                 Outcome::Nothing
             }
+            Op::Digest { partition, at, start, end } => {
+                let last = self.last[*partition];
+                let at = Self::sequence(*at, last);
+                let floor = if *partition == 0 { self.floor } else { last };
+                if at > last {
+                    return Outcome::Future(last);
+                }
+                if at < floor {
+                    return Outcome::Compacted(floor);
+                }
+                let inside = |key: &Key| key >= start && end.as_ref().is_none_or(|end| key < end);
+                let rows = self.rows(*partition, at).into_iter();
+                rows.filter(|(key, ..)| inside(key)).fold(Outcome::Digest(0, 0), |sum, row| {
+                    let Outcome::Digest(digest, rows) = sum else { return sum };
+                    Outcome::Digest(digest.wrapping_add(row_digest(&row)), rows + 1)
+                })
+            }
+            Op::Copy => Outcome::Copied([0, 1].map(|p| self.rows(p, u64::MAX))),
             Op::SetFloor(at) => {
                 self.floor = self.floor.max(at % (self.last[0] + 1));
                 self.stands()
             }
-            Op::Flush | Op::StartFlush | Op::Verify | Op::Close => self.stands(),
+            Op::Flush | Op::StartFlush | Op::Verify | Op::Close | Op::Repair { .. } => {
+                self.stands()
+            }
             Op::Kill | Op::Crash { .. } => {
                 self.views.clear();
                 self.iters.clear();
@@ -238,6 +264,12 @@ fn within((lower, upper): &Bounds, key: &Key) -> bool {
         Bound::Excluded(bound) => key < bound,
     };
     above && below
+}
+
+/// The digest of one row, as `FORMAT.md` has it.
+fn row_digest((key, value, sequence): &Row) -> u64 {
+    let lengths = (key.len() as u64).to_le_bytes();
+    hash(&[&lengths[..], key, &sequence.to_le_bytes(), &[0], value].concat())
 }
 
 impl RowIter {

@@ -85,6 +85,21 @@ pub(crate) enum Op {
     },
     DropIter(usize),
     SetFloor(u64),
+    /// The digest of what a reader at a number finds from one key up to another.
+    Digest {
+        partition: usize,
+        at: u64,
+        start: Key,
+        end: Option<Key>,
+    },
+    /// A checkpoint, opened as a store of its own.
+    Copy,
+    /// A range exported, received and taken in again, in place of what is there.
+    Repair {
+        partition: usize,
+        start: Key,
+        end: Option<Key>,
+    },
     Flush,
     StartFlush,
     Verify,
@@ -234,8 +249,18 @@ impl Generator {
             67..=78 => Op::Walk { iter: self.number(), moves: self.moves() },
             79..=80 => Op::DropIter(self.number()),
             81..=83 if !many_versions || self.rng.chance(1, 3) => Op::SetFloor(self.rng.next_u64()),
-            81..=87 => Op::Flush,
-            88..=91 => Op::StartFlush,
+            84 => {
+                let end = self.rng.chance(1, 2).then(|| self.key());
+                let partition = self.partition();
+                Op::Digest { partition, at: self.rng.next_u64(), start: self.key(), end }
+            }
+            85 => Op::Copy,
+            86 => {
+                let end = self.rng.chance(1, 2).then(|| self.key());
+                Op::Repair { partition: self.partition(), start: self.key(), end }
+            }
+            81..=88 => Op::Flush,
+            89..=91 => Op::StartFlush,
             92..=93 => Op::Verify,
             94..=95 => Op::Close,
             96..=97 => Op::Kill,

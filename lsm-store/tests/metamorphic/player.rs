@@ -1,13 +1,13 @@
 //! Plays a history against a store under given options.
 
 use std::ops::Bound;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lsm_store::vfs::{CrashPolicy, MemVfs, Vfs};
 use lsm_store::{
-    Durability, Error, Executor, Iter, Mode, Options, PartitionId, Position, SequenceNumber, Store,
-    View, WriteBatch,
+    Durability, Error, Executor, Iter, KeyRange, Mode, Options, PartitionId, Position,
+    SequenceNumber, Store, View, WriteBatch,
 };
 
 use crate::model::{Hit, Model, Outcome, Row, pick};
@@ -35,6 +35,8 @@ pub(crate) struct Player {
     views: Vec<View>,
     /// Each with the view it was made from.
     iters: Vec<(Iter, View)>,
+    /// Directories made for copies.
+    dirs: usize,
 }
 
 fn id(partition: usize) -> PartitionId {
@@ -85,6 +87,10 @@ fn go(iter: &mut Iter, view: &View, movement: &Move) -> Option<Row> {
     stop
 }
 
+fn range(partition: usize, start: &Key, end: Option<&Key>) -> KeyRange {
+    KeyRange { partition: id(partition), start: start.clone(), end: end.cloned() }
+}
+
 fn position(index: u64) -> Position {
     Position { index, term: index / 7, extra: index.to_le_bytes().to_vec() }
 }
@@ -101,6 +107,7 @@ impl Player {
             last: [0; 2],
             views: Vec::new(),
             iters: Vec::new(),
+            dirs: 0,
         };
         player.open();
         player
@@ -298,6 +305,54 @@ impl Player {
         Outcome::Versions(versions)
     }
 
+    /// A directory that was not there yet.
+    fn fresh_dir(&mut self) -> PathBuf {
+        self.dirs += 1;
+        PathBuf::from(format!("/copy-{}", self.dirs))
+    }
+
+    fn copy(&mut self) -> Outcome {
+        self.store().flush().expect("flushes");
+        self.durable = self.written();
+        let dir = self.fresh_dir();
+        let copy = self.store().checkpoint(&dir).expect("copies");
+        copy.verify().expect("sound");
+        let vfs: Arc<dyn Vfs> = Arc::new(self.vfs.clone());
+        let options = self.setup.options[self.openings % 2].clone();
+        let copy = Store::open(vfs, &dir, options, Executor::Inline).expect("opens");
+        assert_eq!(copy.floor(id(0)), self.store().floor(id(0)), "the floor is copied");
+        let rows = [0, 1].map(|partition| {
+            let view = copy.view();
+            let iter = view.iter(id(partition), Bound::Unbounded, Bound::Unbounded);
+            let mut iter = iter.expect("opens");
+            std::iter::from_fn(|| go(&mut iter, &view, &Move::Next)).collect()
+        });
+        copy.verify().expect("sound");
+        copy.close().expect("closes");
+        Outcome::Copied(rows)
+    }
+
+    fn repair(&mut self, range: &KeyRange) {
+        let dir = self.fresh_dir();
+        let store = self.store();
+        let last = store.last_sequence(range.partition);
+        let export = store.export_range(range, last, &dir).expect("exports");
+        let mut incoming = store.receive(export.description()).expect("begins");
+        for wanted in incoming.wanted() {
+            let mut bytes = vec![0; usize::try_from(wanted.len).expect("small")];
+            let len = export.read(wanted.uid, 0, &mut bytes).expect("reads");
+            incoming.write(wanted.uid, 0, &bytes[..len]).expect("writes");
+        }
+        let staged = incoming.finish().expect("whole");
+        match store.excise_and_ingest(&staged) {
+            Ok(_) => {}
+            // A view below the floor is in use, and the export has no history for it.
+            Err(Error::InvalidArgument(_)) => staged.remove().expect("removes"),
+            Err(error) => unreachable!("{error}"),
+        }
+        export.remove().expect("removes");
+    }
+
     fn run(&mut self, batches: &[Batch], read: &[Key]) -> Outcome {
         let mut hits = self.newest(read);
         let numbered: Vec<(Batch, [u64; 2])> = batches
@@ -357,6 +412,19 @@ impl Player {
                     self.iters.swap_remove(i);
                 }
                 Outcome::Nothing
+            }
+            Op::Digest { partition, at, start, end } => {
+                let at = Model::sequence(*at, self.last[*partition]);
+                let range = range(*partition, start, end.as_ref());
+                match self.store().digest(&range, SequenceNumber(at)) {
+                    Ok(digest) => Outcome::Digest(digest.digest, digest.rows),
+                    Err(error) => refused(&error, at),
+                }
+            }
+            Op::Copy => self.copy(),
+            Op::Repair { partition, start, end } => {
+                self.repair(&range(*partition, start, end.as_ref()));
+                self.stands()
             }
             Op::SetFloor(at) => {
                 let floor = SequenceNumber(at % (self.last[0] + 1));

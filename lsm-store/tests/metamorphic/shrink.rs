@@ -160,6 +160,9 @@ fn without(op: &Op, part: usize) -> Option<Op> {
         | Op::OpenIter { .. }
         | Op::DropIter(_)
         | Op::SetFloor(_)
+        | Op::Digest { .. }
+        | Op::Copy
+        | Op::Repair { .. }
         | Op::Flush
         | Op::StartFlush
         | Op::Verify
