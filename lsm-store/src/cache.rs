@@ -1,40 +1,81 @@
-//! The block cache: decoded blocks and filters by table uid and offset, weighted by bytes.
+//! The block cache: blocks, index and filter partitions by table uid and offset, weighted by bytes.
 //!
-//! A uid is never used twice, so entries of deleted tables are never wrong; they age out. A missing
-//! block is read once even if many readers ask for it at the same time.
+//! A uid is never used twice, so items of deleted tables are never wrong; they age out. A missing
+//! item is read once even if many readers ask for it at the same time.
+//!
+//! Index and filter partitions are needed by every lookup, so an open table holds those it has used for
+//! itself, without a lookup here, as long as all tables together hold at most half of the cache's bytes.
+//! What they hold is taken from what the cache may keep: both together are within the bytes it was given,
+//! however large the store is.
 
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::error::Result;
-use crate::sstable::block::Block;
 use crate::sstable::filter::Filter;
+use crate::sstable::index::IndexPartition;
 
 /// Guess of a cached item's size, for the cache's first allocation.
-const ITEM_BYTES_GUESS: usize = 16 * 1024;
+const ITEM_BYTES_GUESS: usize = 4 * 1024;
 
 /// With so many bytes left the cache counts as having room: it is divided into parts that fill unevenly.
 const ROOM_BYTES: u64 = 1024 * 1024;
 
-/// What a cache entry costs beside the block, in bytes.
-const ITEM_OVERHEAD_BYTES: usize = 64;
+/// What an item costs beside its own bytes: the cache's entry, reference counts, the allocator's share.
+const ITEM_OVERHEAD_BYTES: usize = 128;
 
-/// Names a block: folded table uid and offset.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// The share of the cache that tables may hold for themselves: half.
+const HELD_DIVISOR: u64 = 2;
+
+/// Names an item: folded table uid, offset, and what is made of the bytes there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct BlockId {
     pub(crate) table: u64,
     pub(crate) offset: u64,
+    pub(crate) kind: CacheKind,
 }
 
-/// A cached block.
+impl Hash for BlockId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.table);
+        state.write_u64(self.offset << 2 | self.kind as u64);
+    }
+}
+
+/// What a cached item is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CacheKind {
+    /// A data block.
+    Data,
+    /// An index partition for lookups.
+    Index,
+    Filter,
+    /// An index partition for walks; counted as the other form.
+    IndexBlock,
+}
+
+impl CacheKind {
+    /// Place in a [`Lane`].
+    const fn slot(self) -> usize {
+        match self {
+            Self::Data => 0,
+            Self::Index | Self::IndexBlock => 2,
+            Self::Filter => 4,
+        }
+    }
+}
+
+/// A cached item.
 #[derive(Clone, Debug)]
 pub(crate) enum Cached {
-    /// Data or index.
-    Block(Arc<Block>),
+    /// A data or index block that was parsed once, as its bytes.
+    Block(Arc<[u8]>),
+    Index(Arc<IndexPartition>),
     Filter(Arc<Filter>),
 }
 
@@ -42,7 +83,8 @@ impl Cached {
     fn weight(&self) -> usize {
         ITEM_OVERHEAD_BYTES
             + match self {
-                Self::Block(block) => block.weight(),
+                Self::Block(block) => block.len(),
+                Self::Index(index) => index.weight(),
                 Self::Filter(filter) => filter.weight(),
             }
     }
@@ -83,8 +125,14 @@ type Shards = Cache<BlockId, Cached, Bytes, BuildHasherDefault<MixHasher>>;
 pub(crate) struct BlockCache {
     /// `None` keeps nothing.
     shards: Option<Shards>,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    /// Bytes for cached items and what tables hold for themselves together.
+    bytes: u64,
+    /// Bytes that tables hold for themselves; changed under the lock, so that the capacity of `shards`
+    /// is always what this leaves.
+    held: Mutex<u64>,
+    /// A copy of `held` for those who only want to know whether there is room.
+    held_seen: AtomicU64,
+    lookups: Lookups,
 }
 
 impl BlockCache {
@@ -104,22 +152,31 @@ impl BlockCache {
                     DefaultLifecycle::default(),
                 )
             });
-        Self { shards, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+        Self {
+            shards,
+            bytes: bytes as u64,
+            held: Mutex::new(0),
+            held_seen: AtomicU64::new(0),
+            lookups: Lookups::default(),
+        }
     }
 
-    /// The block, loaded by `load` if it is not here. With `fill` false a loaded block is not kept.
+    /// The item, loaded by `load` if it is not here. With `fill` false a loaded item is not kept.
     pub(crate) fn get(
         &self,
         id: BlockId,
         fill: bool,
         load: impl FnOnce() -> Result<Cached>,
     ) -> Result<Cached> {
-        let Some(shards) = &self.shards else { return load() };
+        let Some(shards) = &self.shards else {
+            self.lookups.count(id.kind, false);
+            return load();
+        };
         if let Some(cached) = shards.get(&id) {
-            self.hits.fetch_add(1, Ordering::Relaxed);
+            self.lookups.count(id.kind, true);
             return Ok(cached);
         }
-        self.misses.fetch_add(1, Ordering::Relaxed);
+        self.lookups.count(id.kind, false);
         if fill { shards.get_or_insert_with(&id, load) } else { load() }
     }
 
@@ -129,14 +186,130 @@ impl BlockCache {
         self.shards.as_ref().is_some_and(room)
     }
 
-    /// Hits, misses, and bytes held.
-    pub(crate) fn counts(&self) -> (u64, u64, u64) {
-        let bytes = self.shards.as_ref().map_or(0, Cache::weight);
-        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed), bytes)
+    /// Lets a table hold an item for itself, as far as the share for that goes; the item leaves the cache
+    /// and its place there. What was granted is given back with [`BlockCache::release`].
+    pub(crate) fn hold(&self, weight: usize) -> bool {
+        let weight = weight as u64;
+        let room = |held: u64| held + weight <= self.bytes / HELD_DIVISOR;
+        if !room(self.held_seen.load(Ordering::Relaxed)) {
+            return false;
+        }
+        let mut held = self.held.lock();
+        if !room(*held) {
+            return false;
+        }
+        *held += weight;
+        self.resize(*held);
+        true
+    }
+
+    /// Drops an item that a table holds for itself now.
+    pub(crate) fn forget(&self, id: BlockId) {
+        if let Some(shards) = &self.shards {
+            shards.remove(&id);
+        }
+    }
+
+    /// Ends what [`BlockCache::hold`] granted.
+    pub(crate) fn release(&self, weight: u64) {
+        if weight > 0 {
+            let mut held = self.held.lock();
+            *held = held.saturating_sub(weight);
+            self.resize(*held);
+        }
+    }
+
+    fn resize(&self, held: u64) {
+        self.held_seen.store(held, Ordering::Relaxed);
+        if let Some(shards) = &self.shards {
+            shards.set_capacity(self.bytes.saturating_sub(held));
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> CacheMetrics {
+        CacheMetrics {
+            data: self.lookups.of(CacheKind::Data),
+            index: self.lookups.of(CacheKind::Index),
+            filter: self.lookups.of(CacheKind::Filter),
+            cached_bytes: self.shards.as_ref().map_or(0, Cache::weight),
+            held_bytes: *self.held.lock(),
+        }
     }
 }
 
-const _: () = {
-    const fn builds<T: BuildHasher>() {}
-    builds::<BuildHasherDefault<MixHasher>>();
-};
+/// Lookups of one kind of item.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CacheLookups {
+    /// Found.
+    pub hits: u64,
+    /// Read from the file.
+    pub misses: u64,
+}
+
+/// What the block cache holds and did. What tables hold for themselves is not looked up here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct CacheMetrics {
+    /// Data blocks.
+    pub data: CacheLookups,
+    /// Index partitions.
+    pub index: CacheLookups,
+    /// Filter partitions.
+    pub filter: CacheLookups,
+    /// Bytes of cached items.
+    pub cached_bytes: u64,
+    /// Bytes of index and filter partitions that open tables hold for themselves, without a lookup. Both
+    /// together stay within [`Options::cache_bytes`](crate::Options::cache_bytes).
+    pub held_bytes: u64,
+}
+
+impl CacheMetrics {
+    /// Everything that had to be read from a file.
+    #[must_use]
+    pub const fn misses(&self) -> u64 {
+        self.data.misses + self.index.misses + self.filter.misses
+    }
+
+    /// All bytes, those that tables hold for themselves included.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.cached_bytes + self.held_bytes
+    }
+}
+
+/// Counts hits and misses per kind. Threads count in lanes of their own, as far as there are any, so that
+/// a hit does not move a line of memory between processors.
+#[derive(Debug, Default)]
+struct Lookups {
+    lanes: [Lane; LANES],
+}
+
+const LANES: usize = 16;
+
+/// Hits and misses per kind, alone in its line of memory.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Lane([AtomicU64; 6]);
+
+static NEXT_LANE: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static LANE: usize = NEXT_LANE.fetch_add(1, Ordering::Relaxed) % LANES;
+}
+
+impl Lookups {
+    fn count(&self, kind: CacheKind, hit: bool) {
+        let lane = LANE.try_with(|lane| *lane).unwrap_or(0);
+        let counter = self.lanes.get(lane).and_then(|l| l.0.get(kind.slot() + usize::from(!hit)));
+        if let Some(counter) = counter {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn of(&self, kind: CacheKind) -> CacheLookups {
+        let sum = |at: usize| {
+            self.lanes.iter().filter_map(|l| l.0.get(at)).map(|c| c.load(Ordering::Relaxed)).sum()
+        };
+        CacheLookups { hits: sum(kind.slot()), misses: sum(kind.slot() + 1) }
+    }
+}

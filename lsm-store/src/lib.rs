@@ -30,6 +30,7 @@ mod store;
 mod types;
 mod wal;
 
+pub use cache::{CacheLookups, CacheMetrics};
 pub use error::{Error, Result};
 pub use iter::reading::FillCache;
 pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};

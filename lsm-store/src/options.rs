@@ -82,7 +82,8 @@ pub struct Options {
     pub filter_bits_per_key: usize,
     /// How tables are compressed.
     pub compression: Compression,
-    /// Bytes of decoded blocks kept in memory; 0 keeps none.
+    /// Bytes of blocks, index and filter partitions kept in memory; 0 keeps none. Up to half of it goes to
+    /// index and filter partitions that open tables hold for themselves.
     pub cache_bytes: usize,
     /// Size at which a table is cut (at the next change of the user key).
     pub table_bytes: u64,

@@ -342,8 +342,8 @@ fn a_point_read_loads_partitions_and_not_whole_filters() {
     store.get(DATA, &777_u64.to_be_bytes()).expect("reads").expect("there");
     let metrics = store.metrics();
     // 20 000 keys of 10 bits each are 25 000 bytes of filter.
-    assert!(metrics.cache_misses <= 3, "filter, index, data: {}", metrics.cache_misses);
-    assert!(metrics.cache_bytes < 10_000, "{} bytes for one key", metrics.cache_bytes);
+    assert!(metrics.cache.misses() <= 3, "filter, index, data: {}", metrics.cache.misses());
+    assert!(metrics.cache.bytes() < 10_000, "{} bytes for one key", metrics.cache.bytes());
 }
 
 #[test]
@@ -360,9 +360,9 @@ fn a_scan_does_not_push_out_what_point_reads_use() {
         rows += 1;
     }
     assert_eq!(rows, 20_000, "all rows");
-    let before = store.metrics().cache_misses;
+    let before = store.metrics().cache.misses();
     read();
-    assert_eq!(store.metrics().cache_misses, before, "what a read used before is still there");
+    assert_eq!(store.metrics().cache.misses(), before, "what a read used before is still there");
 }
 
 #[test]

@@ -102,9 +102,10 @@ impl Version {
             .ok_or_else(|| format!("there is no partition {partition}"))?;
         let Some(epoch) = epoch else {
             let tables =
-                levels.levels.get_mut(level).ok_or_else(|| format!("there is no level {level}"))?;
-            *tables = replaced(tables, change)
+                levels.levels.get(level).ok_or_else(|| format!("there is no level {level}"))?;
+            let tables = replaced(tables, change)
                 .map_err(|d| format!("partition {partition} level {level}: {d}"))?;
+            levels.replace(level, tables);
             return Ok(());
         };
         let found = levels.runs.binary_search_by_key(&Reverse(epoch), |r| Reverse(r.epoch));
@@ -120,11 +121,11 @@ impl Version {
             }
             (Ok(at), false) => {
                 if let Some(run) = levels.runs.get_mut(at) {
-                    run.tables = tables;
+                    *run = SortedRun::new(epoch, tables);
                 }
             }
             (Err(_), true) => {}
-            (Err(at), false) => levels.runs.insert(at, SortedRun { epoch, tables }),
+            (Err(at), false) => levels.runs.insert(at, SortedRun::new(epoch, tables)),
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::iter::level::{LevelIter, Tables};
@@ -14,6 +14,7 @@ use crate::iter::merge::Source;
 use crate::iter::reading::Reading;
 use crate::manifest::state::ManifestState;
 use crate::options::LEVELS;
+use crate::sstable::key_index::KeyIndex;
 use crate::sstable::reader::{FoundEntry, Table};
 use crate::types::FileNumber;
 
@@ -23,6 +24,35 @@ use crate::types::FileNumber;
 pub(crate) struct SortedRun {
     pub(crate) epoch: u64,
     pub(crate) tables: Tables,
+    bounds: Bounds,
+}
+
+impl SortedRun {
+    pub(crate) fn new(epoch: u64, tables: Tables) -> Self {
+        Self { epoch, tables, bounds: Bounds::default() }
+    }
+}
+
+/// The user keys that the tables of a run or level begin and end with, for searches that touch no table
+/// but the one they find.
+#[derive(Clone, Debug, Default)]
+struct Bounds(OnceLock<Arc<(KeyIndex, KeyIndex)>>);
+
+impl Bounds {
+    /// The table of an ordered, disjoint list that may hold a user key. The list is always the same: its
+    /// bounds are collected by the first search, not by every edit that makes another list.
+    fn covering<'t>(&self, tables: &'t [Arc<Table>], key: &[u8]) -> Option<&'t Arc<Table>> {
+        if tables.is_empty() {
+            return None;
+        }
+        let (smallest, largest) = &**self.0.get_or_init(|| {
+            let smallest = tables.iter().map(|t| t.meta().smallest.user_key.as_slice());
+            let largest = tables.iter().map(|t| t.meta().largest.user_key.as_slice());
+            Arc::new((KeyIndex::new(smallest), KeyIndex::new(largest)))
+        });
+        let at = largest.first_at_or_after(key, |_| false);
+        tables.get(at).filter(|_| smallest.compare(at, key).is_le())
+    }
 }
 
 /// The tables of one partition.
@@ -32,6 +62,8 @@ pub(crate) struct Levels {
     pub(crate) runs: Vec<SortedRun>,
     /// The levels; the first is always empty, since level 0 is in `runs`.
     pub(crate) levels: Vec<Tables>,
+    /// Of `levels`.
+    bounds: Vec<Bounds>,
 }
 
 /// See the module.
@@ -69,18 +101,18 @@ impl Version {
                 }
             }
             let runs = runs.into_iter().rev().map(|(epoch, tables)| {
-                Ok(SortedRun {
-                    epoch,
-                    tables: in_order(tables)
-                        .map_err(|d| corrupt(format!("level 0 run {epoch}: {d}")))?,
-                })
+                let tables =
+                    in_order(tables).map_err(|d| corrupt(format!("level 0 run {epoch}: {d}")))?;
+                Ok(SortedRun::new(epoch, tables))
             });
             let levels = levels.into_iter().enumerate().map(|(level, tables)| {
                 in_order(tables)
                     .map_err(|d| corrupt(format!("partition {partition} level {level}: {d}")))
             });
             let runs = runs.collect::<Result<_>>()?;
-            partitions.push(Levels { runs, levels: levels.collect::<Result<_>>()? });
+            let levels = levels.collect::<Result<Vec<Tables>>>()?;
+            let bounds = levels.iter().map(|_| Bounds::default()).collect();
+            partitions.push(Levels { runs, levels, bounds });
         }
         Ok(Self { partitions })
     }
@@ -108,6 +140,15 @@ pub(crate) fn covering<'a>(tables: &'a [Arc<Table>], key: &[u8]) -> Option<&'a A
 }
 
 impl Levels {
+    /// Replaces the tables of a level, if there is such a level.
+    pub(crate) fn replace(&mut self, level: usize, tables: Tables) {
+        if let (Some(old), Some(bounds)) = (self.levels.get_mut(level), self.bounds.get_mut(level))
+        {
+            *old = tables;
+            *bounds = Bounds::default();
+        }
+    }
+
     pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
         let runs = self.runs.iter().flat_map(|r| r.tables.iter());
         runs.chain(self.levels.iter().flat_map(|l| l.iter()))
@@ -116,8 +157,9 @@ impl Levels {
     /// The newest version of `key` at or below `sequence`: newer runs and upper levels first, since what
     /// they hold of a key is newer than what is below.
     pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<FoundEntry>> {
-        for tables in self.runs.iter().map(|r| &r.tables).chain(&self.levels) {
-            if let Some(table) = covering(tables, key)
+        let runs = self.runs.iter().map(|run| (&run.tables, &run.bounds));
+        for (tables, bounds) in runs.chain(self.levels.iter().zip(&self.bounds)) {
+            if let Some(table) = bounds.covering(tables, key)
                 && let Some(found) = table.get(key, hash, sequence)?
             {
                 return Ok(Some(found));

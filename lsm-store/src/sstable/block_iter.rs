@@ -154,7 +154,7 @@ impl BlockIter {
     }
 
     pub(crate) fn value_bytes(&self) -> Bytes {
-        self.block.as_ref().map_or_else(Bytes::new, |b| b.raw.slice(self.here.value.clone()))
+        self.block.as_ref().map_or_else(Bytes::new, |b| b.value_bytes(self.here.value.clone()))
     }
 
     /// The handle an index entry holds.
@@ -419,6 +419,7 @@ mod tests {
 
     use std::path::Path;
 
+    use super::super::block::testing::with_room;
     use super::super::block_builder::BlockBuilder;
     use super::super::format::BlockKind;
     use super::*;
@@ -435,7 +436,8 @@ mod tests {
     }
 
     fn parse(raw: Bytes) -> Result<Arc<Block>> {
-        Block::parse(raw, BlockKind::Data, &Arc::from(Path::new("b.sst")), 0).map(Arc::new)
+        Block::parse(with_room(&raw), BlockKind::Data, &Arc::from(Path::new("b.sst")), 0)
+            .map(Arc::new)
     }
 
     fn current(iter: &BlockIter) -> Option<Entry> {
@@ -476,7 +478,7 @@ mod tests {
         ) {
             let block = parse(build(&entries, interval)).expect("parses");
             prop_assert_eq!(block.entry_count() as usize, entries.len());
-            let mut iter = BlockIter::new(block);
+            let mut iter = BlockIter::new(Arc::clone(&block));
             let mut seen = Vec::new();
             iter.seek_to_first().expect("reads");
             while let Some(entry) = current(&iter) { seen.push(entry); iter.next().expect("reads"); }

@@ -8,8 +8,6 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
-
 use crate::checksum::hash;
 use crate::coding::{DecodeError, Reader};
 use crate::error::{Error, Result};
@@ -43,9 +41,9 @@ pub(crate) fn build(hashes: &[u64], bits_per_key: usize) -> Result<Vec<u8>> {
     filter.resize(HEADER_BYTES + lines as usize * LINE_BYTES, 0);
     for &hash in hashes {
         let start = HEADER_BYTES + line_of(hash, lines) * LINE_BYTES;
-        for (byte, mask) in probes(hash, PROBES) {
-            if let Some(place) = filter.get_mut(start + byte) {
-                *place |= mask;
+        for bit in probes(hash) {
+            if let Some(place) = filter.get_mut(start + bit / 8) {
+                *place |= 1 << (bit % 8);
             }
         }
     }
@@ -58,29 +56,34 @@ fn line_of(hash: u64, lines: u32) -> usize {
     usize::try_from(scaled).unwrap_or(0)
 }
 
-/// Byte in the line and bit in the byte, nine bits of a remixed hash each.
-fn probes(hash: u64, count: u8) -> impl Iterator<Item = (usize, u8)> {
+/// Places of a key's bits in its line: nine bits of a remixed hash each.
+fn probes(hash: u64) -> impl Iterator<Item = usize> {
     let mixed = hash.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (0..u32::from(count)).map(move |i| {
-        let bit = (mixed >> (10 + 9 * i)) & 511;
-        (usize::try_from(bit / 8).unwrap_or(0), 1 << (bit % 8))
-    })
+    (0..u32::from(PROBES)).map(move |i| usize::try_from((mixed >> (10 + 9 * i)) & 511).unwrap_or(0))
 }
+
+/// One line, in one line of the processor's caches.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Line([u64; 8]);
 
 /// A parsed filter partition.
 #[derive(Debug)]
 pub(crate) struct Filter {
-    raw: Bytes,
-    /// 0 for a kind this build does not know: always "maybe".
-    lines: u32,
+    /// None for a kind this build does not know: always "maybe".
+    lines: Box<[Line]>,
     keys: u32,
 }
 
 impl Filter {
-    pub(crate) fn parse(raw: Bytes, path: &Path, offset: u64) -> Result<Self> {
+    /// Parses the raw block.
+    ///
+    /// # Errors
+    /// `Corruption` at the block's offset.
+    pub(crate) fn parse(raw: &[u8], path: &Path, offset: u64) -> Result<Self> {
         let corrupt = |detail: &str| Error::corruption(path, offset, detail);
         let decode = |e: DecodeError| Error::corruption(path, offset, e.what);
-        let mut reader = Reader::new(&raw);
+        let mut reader = Reader::new(raw);
         let kind = reader.u8().map_err(decode)?;
         let probes = reader.u8().map_err(decode)?;
         let reserved = reader.u16().map_err(decode)?;
@@ -88,7 +91,7 @@ impl Filter {
         let keys = reader.u32().map_err(decode)?;
         let reserved_too = reader.u32().map_err(decode)?;
         if kind != KIND_BLOCKED_BLOOM || probes != PROBES {
-            return Ok(Self { raw, lines: 0, keys });
+            return Ok(Self { lines: Box::default(), keys });
         }
         if reserved != 0 || reserved_too != 0 {
             return Err(corrupt("reserved parts of a filter are not zero"));
@@ -97,12 +100,15 @@ impl Filter {
         if lines == 0 || reader.remaining() as u64 != expected {
             return Err(corrupt("filter length does not match its number of lines"));
         }
-        Ok(Self { raw, lines, keys })
+        let (words, _) = raw.get(HEADER_BYTES..).unwrap_or_default().as_chunks::<8>();
+        let (lines, _) = words.as_chunks::<8>();
+        let lines = lines.iter().map(|line| Line(line.map(u64::from_le_bytes))).collect();
+        Ok(Self { lines, keys })
     }
 
     /// Bytes of memory the filter takes.
     pub(crate) fn weight(&self) -> usize {
-        self.raw.len() + size_of::<Self>()
+        size_of::<Self>() + size_of_val(&*self.lines)
     }
 
     /// Distinct user keys in the partition.
@@ -111,13 +117,13 @@ impl Filter {
     }
 
     /// False only if no key with this hash was added.
+    #[inline]
     pub(crate) fn may_contain(&self, hash: u64) -> bool {
-        if self.lines == 0 {
-            return true;
-        }
-        let start = HEADER_BYTES + line_of(hash, self.lines) * LINE_BYTES;
-        let line = self.raw.get(start..start + LINE_BYTES).unwrap_or_default();
-        probes(hash, PROBES).all(|(byte, mask)| line.get(byte).is_none_or(|b| b & mask != 0))
+        let lines = u32::try_from(self.lines.len()).unwrap_or(u32::MAX);
+        let Some(Line(line)) = self.lines.get(line_of(hash, lines)) else { return true };
+        // All bits are looked at, without a branch each.
+        let set = |bit: usize| line.get(bit / 64).map_or(1, |word| word >> (bit % 64));
+        probes(hash).fold(1, |all, bit| all & set(bit)) & 1 == 1
     }
 }
 
@@ -128,8 +134,8 @@ mod tests {
     #[test]
     fn every_added_key_is_found_and_few_others_are() {
         let hashes: Vec<u64> = (0..10_000_u32).map(|i| key_hash(&i.to_be_bytes())).collect();
-        let raw = Bytes::from(build(&hashes, 10).expect("builds"));
-        let filter = Filter::parse(raw, Path::new("f"), 0).expect("parses");
+        let raw = build(&hashes, 10).expect("builds");
+        let filter = Filter::parse(&raw, Path::new("f"), 0).expect("parses");
         assert!(hashes.iter().all(|h| filter.may_contain(*h)), "no false negatives");
         let false_positives = (10_000..110_000_u32)
             .filter(|i| filter.may_contain(key_hash(&i.to_be_bytes())))
@@ -141,7 +147,7 @@ mod tests {
     fn a_filter_of_unknown_kind_says_maybe() {
         let mut raw = build(&[1], 10).expect("builds");
         raw[0] = 9;
-        let filter = Filter::parse(Bytes::from(raw), Path::new("f"), 0).expect("parses");
+        let filter = Filter::parse(&raw, Path::new("f"), 0).expect("parses");
         assert!(filter.may_contain(12345), "unknown kind");
     }
 }

@@ -4,8 +4,7 @@
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
-
-use bytes::Bytes;
+use std::sync::Arc;
 
 use crate::checksum::{bind, bound_hash, fold64, hash_pair};
 use crate::coding::{DecodeError, Reader, put_varint};
@@ -100,11 +99,12 @@ pub(crate) struct Source<'a> {
     pub(crate) blocks_end: u64,
 }
 
-/// Reads, checks and decompresses a block.
+/// Reads, checks and decompresses a block. The buffer has [`TRAILER_BYTES`] more behind the block: so a
+/// block that is not compressed is read to where it stays.
 ///
 /// # Errors
 /// `Io`, or `Corruption` at the block's offset.
-pub(crate) fn read_block(source: Source<'_>, handle: Handle, kind: BlockKind) -> Result<Bytes> {
+pub(crate) fn read_block(source: Source<'_>, handle: Handle, kind: BlockKind) -> Result<Arc<[u8]>> {
     read_block_by(source, handle, kind, |buf, offset| source.file.read_exact_at(buf, offset))
 }
 
@@ -117,7 +117,7 @@ pub(crate) fn read_block_by(
     handle: Handle,
     kind: BlockKind,
     read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
-) -> Result<Bytes> {
+) -> Result<Arc<[u8]>> {
     let corrupt = |detail: String| Error::corruption(source.path, handle.offset, detail);
     let in_file = handle.end().is_some_and(|end| end <= source.blocks_end);
     let (true, Ok(len)) = (in_file, usize::try_from(handle.len)) else {
@@ -126,20 +126,23 @@ pub(crate) fn read_block_by(
             handle.len, source.blocks_end
         )));
     };
-    let mut buf = vec![0; len + TRAILER_BYTES];
-    read(&mut buf, handle.offset).map_err(|e| {
+    let mut buffer = zeroed(len + TRAILER_BYTES);
+    let whole = exclusive(&mut buffer);
+    read(whole, handle.offset).map_err(|e| {
         if e.kind() == ErrorKind::UnexpectedEof {
             corrupt("the file ends inside the block".to_owned())
         } else {
             Error::io("read", source.path, e)
         }
     })?;
-    let Some((payload, trailer)) = buf.split_last_chunk::<TRAILER_BYTES>() else {
+    let Some((payload, trailer)) = whole.split_last_chunk::<TRAILER_BYTES>() else {
         return Err(corrupt("block shorter than its trailer".to_owned()));
     };
     let (start, sum) = trailer.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
     let stored = sum.first_chunk::<8>().map_or(0, |s| u64::from_le_bytes(*s));
-    let computed = hash_pair(payload, start).wrapping_add(bind(fold64(source.uid), handle.offset));
+    // Payload and the start of the trailer lie beside each other, as they are summed.
+    let summed = whole.get(..len + start.len()).unwrap_or_default();
+    let computed = bound_hash(summed, fold64(source.uid), handle.offset);
     if stored != computed {
         return Err(corrupt(format!(
             "block checksum mismatch: stored {stored:#018x}, computed {computed:#018x}"
@@ -160,8 +163,7 @@ pub(crate) fn read_block_by(
                 payload.len()
             )));
         }
-        buf.truncate(len);
-        return Ok(Bytes::from(buf));
+        return Ok(buffer);
     }
     if codec != Codec::Lz4 as u8 {
         return Err(corrupt(format!("unknown block codec {codec}")));
@@ -172,12 +174,28 @@ pub(crate) fn read_block_by(
             payload.len()
         )));
     }
-    let mut raw = vec![0; raw_len];
-    match lz4_flex::block::decompress_into(payload, &mut raw) {
-        Ok(got) if got == raw_len => Ok(Bytes::from(raw)),
+    let mut raw = zeroed(raw_len + TRAILER_BYTES);
+    let room = exclusive(&mut raw).get_mut(..raw_len).unwrap_or_default();
+    match lz4_flex::block::decompress_into(payload, room) {
+        Ok(got) if got == raw_len => Ok(raw),
         Ok(got) => Err(corrupt(format!("block of {got} bytes where its trailer says {raw_len}"))),
         Err(e) => Err(corrupt(format!("block does not decompress: {e}"))),
     }
+}
+
+/// The block in a buffer of [`read_block`].
+pub(crate) fn without_trailer(buffer: &[u8]) -> &[u8] {
+    buffer.split_last_chunk::<TRAILER_BYTES>().map_or(&[], |(raw, _)| raw)
+}
+
+/// A shared buffer of zeros, filled once. (A vector would be copied when it becomes shared.)
+fn zeroed(len: usize) -> Arc<[u8]> {
+    std::iter::repeat_n(0, len).collect()
+}
+
+/// The bytes of a buffer that was just made.
+fn exclusive(buffer: &mut Arc<[u8]>) -> &mut [u8] {
+    Arc::get_mut(buffer).unwrap_or_default()
 }
 
 /// The last 96 bytes of a table.

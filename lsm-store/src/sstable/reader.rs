@@ -3,25 +3,27 @@
 #![deny(clippy::indexing_slicing)]
 
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::cache::{BlockCache, BlockId, Cached};
+use crate::cache::{BlockCache, BlockId, CacheKind, Cached};
 use crate::checksum::fold64;
 use crate::error::{Error, IoContext, Result};
 use crate::internal_key::Kind;
 use crate::sstable::TableMeta;
-use crate::sstable::block::Block;
-use crate::sstable::block_iter::BlockIter;
+use crate::sstable::block::{self, Block};
 use crate::sstable::damage::DamageReports;
 use crate::sstable::filter::Filter;
 use crate::sstable::format::{
-    BlockKind, FOOTER_BYTES, Footer, Handle, Source, read_block, read_block_by,
+    BlockKind, FOOTER_BYTES, Footer, Handle, Source, read_block, read_block_by, without_trailer,
 };
+use crate::sstable::index::IndexPartition;
+use crate::sstable::key_index::KeyIndex;
 use crate::sstable::properties::Properties;
 use crate::sstable::read_ahead::ReadAhead;
 use crate::sstable::top::{self, TopEntry};
@@ -39,6 +41,30 @@ pub(crate) struct FoundEntry {
 /// number of tables; emptied by the background work.
 pub(crate) type Graveyard = Arc<Mutex<Vec<PathBuf>>>;
 
+/// The parts of a partition that a table holds for itself.
+#[derive(Debug, Default)]
+struct Held {
+    filter: OnceLock<Arc<Filter>>,
+    index: OnceLock<Arc<IndexPartition>>,
+}
+
+/// Something a table holds or the cache handed out.
+enum Hold<'t, T> {
+    Held(&'t T),
+    Lent(Arc<T>),
+}
+
+impl<T> Deref for Hold<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Self::Held(item) => item,
+            Self::Lent(item) => item,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -49,6 +75,12 @@ pub(crate) struct Table {
     blocks_end: u64,
     data_end: u64,
     top: Vec<TopEntry>,
+    /// The last keys of `top`.
+    top_keys: KeyIndex,
+    /// Per entry of `top`, what the table holds for itself of it.
+    held: Box<[Held]>,
+    /// What `held` weighs, as granted by the cache.
+    held_bytes: AtomicU64,
     properties: Properties,
     cache: Arc<BlockCache>,
     obsolete: AtomicBool,
@@ -93,10 +125,11 @@ impl Table {
         }
         let source = Source { file: &*file, path, uid: meta.uid, blocks_end };
         let properties_raw = read_block(source, footer.properties, BlockKind::Properties)?;
-        let properties = Properties::decode(&properties_raw, path, footer.properties.offset)?;
+        let properties =
+            Properties::decode(without_trailer(&properties_raw), path, footer.properties.offset)?;
         check_properties(&properties, &meta, path, footer.properties.offset)?;
         let top_raw = read_block(source, footer.top, BlockKind::Top)?;
-        let top = top::decode(&top_raw, path, footer.top.offset)?;
+        let top = top::decode(without_trailer(&top_raw), path, footer.top.offset)?;
         let entries = top.iter().fold(0_u64, |sum, t| sum.saturating_add(t.entries));
         if entries != meta.entries || top.last().is_none_or(|t| t.last_key != meta.largest.user_key)
         {
@@ -116,6 +149,9 @@ impl Table {
             file,
             blocks_end,
             data_end: footer.data_end,
+            top_keys: KeyIndex::new(top.iter().map(|t| t.last_key.as_slice())),
+            held: top.iter().map(|_| Held::default()).collect(),
+            held_bytes: AtomicU64::new(0),
             top,
             properties,
             cache,
@@ -152,6 +188,9 @@ impl Table {
             // No block is below this, so none can be read.
             blocks_end: 0,
             data_end: 0,
+            top_keys: KeyIndex::new(std::iter::once(top.last_key.as_slice())),
+            held: Box::default(),
+            held_bytes: AtomicU64::new(0),
             top: vec![top],
             cache,
             obsolete: AtomicBool::new(false),
@@ -222,7 +261,7 @@ impl Table {
         self.obsolete.store(true, Ordering::Release);
     }
 
-    /// A data or index block.
+    /// A data or index block, for a walk over its entries.
     pub(crate) fn block(&self, handle: Handle, kind: BlockKind, fill: bool) -> Result<Arc<Block>> {
         self.block_by(handle, kind, fill, |buf, offset| self.file.read_exact_at(buf, offset))
     }
@@ -251,32 +290,46 @@ impl Table {
         fill: bool,
         read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
     ) -> Result<Arc<Block>> {
-        let id = BlockId { table: self.uid_fold, offset: handle.offset };
-        let cached = self.cache.get(id, fill, || {
+        let raw = self.raw_block(handle, kind, fill, read)?;
+        Block::parsed_before(raw, kind, &self.path, handle.offset).map(Arc::new)
+    }
+
+    /// The bytes of a data or index block that was parsed.
+    fn raw_block(
+        &self,
+        handle: Handle,
+        kind: BlockKind,
+        fill: bool,
+        read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
+    ) -> Result<Arc<[u8]>> {
+        let cache_kind =
+            if kind == BlockKind::Index { CacheKind::IndexBlock } else { CacheKind::Data };
+        let cached = self.cache.get(self.id(handle, cache_kind), fill, || {
             let raw = self.read_by(handle, kind, read)?;
-            Ok(Cached::Block(Arc::new(Block::parse(raw, kind, &self.path, handle.offset)?)))
+            let block = Block::parse(raw, kind, &self.path, handle.offset)?;
+            Ok(Cached::Block(block.into_raw()))
         })?;
         match cached {
-            Cached::Block(block) => Ok(block),
-            Cached::Filter(_) => Err(self.corrupt(handle, "a filter where a block is expected")),
+            Cached::Block(raw) => Ok(raw),
+            Cached::Index(_) | Cached::Filter(_) => Err(self.mixed_up(handle)),
         }
     }
 
     /// A filter partition.
     pub(crate) fn filter(&self, handle: Handle, fill: bool) -> Result<Arc<Filter>> {
-        let id = BlockId { table: self.uid_fold, offset: handle.offset };
-        let cached = self.cache.get(id, fill, || {
+        let cached = self.cache.get(self.id(handle, CacheKind::Filter), fill, || {
             let raw = self.read(handle, BlockKind::Filter)?;
-            Ok(Cached::Filter(Arc::new(Filter::parse(raw, &self.path, handle.offset)?)))
+            let filter = Filter::parse(without_trailer(&raw), &self.path, handle.offset)?;
+            Ok(Cached::Filter(Arc::new(filter)))
         })?;
         match cached {
             Cached::Filter(filter) => Ok(filter),
-            Cached::Block(_) => Err(self.corrupt(handle, "a block where a filter is expected")),
+            Cached::Block(_) | Cached::Index(_) => Err(self.mixed_up(handle)),
         }
     }
 
     /// A block from the medium.
-    pub(crate) fn read(&self, handle: Handle, kind: BlockKind) -> Result<Bytes> {
+    pub(crate) fn read(&self, handle: Handle, kind: BlockKind) -> Result<Arc<[u8]>> {
         self.read_by(handle, kind, |buf, offset| self.file.read_exact_at(buf, offset))
     }
 
@@ -285,13 +338,75 @@ impl Table {
         handle: Handle,
         kind: BlockKind,
         read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
-    ) -> Result<Bytes> {
+    ) -> Result<Arc<[u8]>> {
         self.check_open()?;
         read_block_by(self.source(), handle, kind, read).inspect_err(|e| {
             if let Error::Corruption { detail, .. } = e {
                 self.reports.report((self.meta.number, handle.offset), detail);
             }
         })
+    }
+
+    fn index(&self, handle: Handle) -> Result<Arc<IndexPartition>> {
+        let cached = self.cache.get(self.id(handle, CacheKind::Index), true, || {
+            let raw = self.read(handle, BlockKind::Index)?;
+            let index = IndexPartition::parse(raw, &self.path, handle.offset)?;
+            Ok(Cached::Index(Arc::new(index)))
+        })?;
+        match cached {
+            Cached::Index(index) => Ok(index),
+            Cached::Block(_) | Cached::Filter(_) => Err(self.mixed_up(handle)),
+        }
+    }
+
+    const fn id(&self, handle: Handle, kind: CacheKind) -> BlockId {
+        BlockId { table: self.uid_fold, offset: handle.offset, kind }
+    }
+
+    fn mixed_up(&self, handle: Handle) -> Error {
+        self.corrupt(handle, "a block is cached as what it is not")
+    }
+
+    /// Keeps an item in its place in the table, if the cache grants the bytes.
+    fn hold<T>(&self, place: &OnceLock<Arc<T>>, item: &Arc<T>, weight: usize, id: BlockId) {
+        if !self.cache.hold(weight) {
+            return;
+        }
+        if place.set(Arc::clone(item)).is_ok() {
+            self.held_bytes.fetch_add(weight as u64, Ordering::Relaxed);
+            self.cache.forget(id);
+        } else {
+            // Another reader was first.
+            self.cache.release(weight as u64);
+        }
+    }
+
+    fn partition_filter(&self, partition: usize, top: &TopEntry) -> Result<Hold<'_, Filter>> {
+        let place = self.held.get(partition).map(|held| &held.filter);
+        if let Some(held) = place.and_then(OnceLock::get) {
+            return Ok(Hold::Held(held));
+        }
+        let filter = self.filter(top.filter, true)?;
+        if let Some(place) = place {
+            self.hold(place, &filter, filter.weight(), self.id(top.filter, CacheKind::Filter));
+        }
+        Ok(Hold::Lent(filter))
+    }
+
+    fn partition_index(
+        &self,
+        partition: usize,
+        top: &TopEntry,
+    ) -> Result<Hold<'_, IndexPartition>> {
+        let place = self.held.get(partition).map(|held| &held.index);
+        if let Some(held) = place.and_then(OnceLock::get) {
+            return Ok(Hold::Held(held));
+        }
+        let index = self.index(top.index)?;
+        if let Some(place) = place {
+            self.hold(place, &index, index.weight(), self.id(top.index, CacheKind::Index));
+        }
+        Ok(Hold::Lent(index))
     }
 
     fn source(&self) -> Source<'_> {
@@ -316,30 +431,29 @@ impl Table {
     /// The newest version of `key` at or below `sequence`. `hash` is the key's
     /// [`key_hash`](crate::sstable::filter::key_hash).
     pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<FoundEntry>> {
-        if !self.covers(key) || self.meta.min_sequence > sequence {
+        if self.meta.min_sequence > sequence {
             return Ok(None);
         }
-        let partition = self.top.partition_point(|t| t.last_key.as_slice() < key);
+        let partition = self.top_keys.first_at_or_after(key, |_| false);
         let Some(top) = self.top.get(partition) else { return Ok(None) };
-        if top.min_sequence > sequence || !self.filter(top.filter, true)?.may_contain(hash) {
+        if top.min_sequence > sequence || !self.partition_filter(partition, top)?.may_contain(hash)
+        {
             return Ok(None);
         }
-        let mut index = BlockIter::new(self.block(top.index, BlockKind::Index, true)?);
-        index.seek(key, sequence)?;
-        if !index.valid() {
-            return Ok(None);
-        }
-        let mut data = BlockIter::new(self.block(index.handle(), BlockKind::Data, true)?);
         // The separator is at or above everything in the block and below everything in the next one, so
         // a search that runs off this block's end would find another user key in the next.
-        data.seek(key, sequence)?;
-        if !data.valid() || data.key() != key {
+        let Some(handle) = self.partition_index(partition, top)?.find(key, sequence) else {
             return Ok(None);
-        }
-        Ok(Some(FoundEntry {
-            sequence: data.sequence(),
-            kind: data.kind(),
-            value: data.value_bytes(),
+        };
+        let raw = self.raw_block(handle, BlockKind::Data, true, |buf, offset| {
+            self.file.read_exact_at(buf, offset)
+        })?;
+        let found = block::find(&raw, key, sequence)
+            .map_err(|detail| self.corrupt(handle, &format!("entry: {detail}")))?;
+        Ok(found.map(|found| FoundEntry {
+            sequence: found.sequence,
+            kind: found.kind,
+            value: block::value_bytes(&raw, found.value),
         }))
     }
 }
@@ -380,6 +494,7 @@ impl VfsFile for NoFile {
 
 impl Drop for Table {
     fn drop(&mut self) {
+        self.cache.release(self.held_bytes.load(Ordering::Relaxed));
         if self.obsolete.load(Ordering::Acquire) {
             self.graveyard.lock().push(self.path.to_path_buf());
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::cache::CacheMetrics;
 use crate::manifest::version::Levels;
 use crate::sstable::reader::Table;
 use crate::store::inner::Inner;
@@ -123,12 +124,8 @@ pub struct Metrics {
     pub last_job_failure: String,
     /// Why the store accepts no more writes, if so.
     pub poisoned: Option<String>,
-    /// Blocks found in the cache.
-    pub cache_hits: u64,
-    /// Blocks that had to be read.
-    pub cache_misses: u64,
-    /// Bytes the cache holds.
-    pub cache_bytes: u64,
+    /// The block cache, and what tables hold of its bytes.
+    pub cache: CacheMetrics,
 }
 
 impl Inner {
@@ -148,7 +145,6 @@ impl Inner {
         drop(retention);
         let damaged = |t: &&Arc<Table>| self.is_quarantined(t.meta().number);
         let damaged_tables = superversion.version.tables().filter(damaged).count();
-        let (cache_hits, cache_misses, cache_bytes) = self.cache.counts();
         let state = self.state.lock();
         let (durable_index, job_failures, last_job_failure, poisoned) =
             (state.durable.index, state.failures, state.last_failure.clone(), state.poison.clone());
@@ -182,9 +178,7 @@ impl Inner {
             job_failures,
             last_job_failure,
             poisoned,
-            cache_hits,
-            cache_misses,
-            cache_bytes,
+            cache: self.cache.metrics(),
         }
     }
 }
