@@ -218,8 +218,8 @@ impl Meter {
     }
 }
 
-/// Waits until the process uses hardly any processor time.
-pub(crate) fn rest() {
+/// Waits until the process uses hardly any processor time, two minutes at most: background work is done.
+pub fn rest() {
     let deadline = Instant::now() + REST_MAX;
     loop {
         let before = system::processor_time();
@@ -232,7 +232,7 @@ pub(crate) fn rest() {
 }
 
 /// Lets time pass: what is waited for is a quiet span of it, or a moment to write at.
-pub(crate) fn pause(span: Duration) {
+pub fn pause(span: Duration) {
     let until = Instant::now() + span;
     while let Some(left) = until.checked_duration_since(Instant::now()) {
         if left.is_zero() {

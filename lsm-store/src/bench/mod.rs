@@ -25,9 +25,10 @@ use std::time::Duration;
 
 pub use data::{KEY_BYTES, Key, Values, key};
 pub use engine::{Durability, Engine, Reader, Settings};
-pub use meter::{Latencies, Row};
+pub use meter::{Latencies, Row, pause, rest};
 pub use own::{LsmStore, StoreReader};
 pub use run::Bench;
+pub use system::peak_memory;
 
 /// What a benchmark gives back: any engine's error ends it.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;

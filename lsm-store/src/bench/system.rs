@@ -20,8 +20,9 @@ pub(crate) fn bytes_written() -> u64 {
     field("/proc/self/io", "wchar:").unwrap_or(0)
 }
 
-/// The most memory this process had resident since [`reset_peak_memory`], in bytes.
-pub(crate) fn peak_memory() -> u64 {
+/// The most memory this process had resident since it began or last measured a row, in bytes.
+#[must_use]
+pub fn peak_memory() -> u64 {
     field("/proc/self/status", "VmHWM:").unwrap_or(0) * 1024
 }
 
