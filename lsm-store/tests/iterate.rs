@@ -199,3 +199,30 @@ fn walks_are_cached_while_there_is_room_or_when_asked() {
     walk_all(&vfs, &store, IterOptions::default());
     assert_eq!(walk_all(&vfs, &store, never), 0, "all was kept: there is room");
 }
+
+#[test]
+fn a_field_of_deletes_beside_a_range_is_not_walked_through() {
+    let vfs = Arc::new(MemVfs::new(1));
+    let store = large(&vfs, 0);
+    let keys: Vec<[u8; 4]> = (0..10_000).map(key).collect();
+    let deletes = |range: &[[u8; 4]]| {
+        let ops: Vec<Op<'_>> = range.iter().map(|key| Op::Delete { key }).collect();
+        write(&store, &[&ops]);
+    };
+    deletes(&keys[..5000]);
+    deletes(&keys[5010..]);
+    store.flush().expect("flushes");
+    let view = store.view();
+    for backward in [false, true] {
+        let before = vfs.calls();
+        let bounds = (Included(&keys[4990][..]), Excluded(&keys[5020][..]));
+        let mut iter = view.iter(DATA, bounds.0, bounds.1).expect("opens");
+        let mut rows = 0;
+        while if backward { iter.prev() } else { iter.next() }.expect("moves") {
+            rows += 1;
+        }
+        assert_eq!(rows, 10, "what is left");
+        let took = vfs.calls() - before;
+        assert!(took <= 12, "a range beside 9990 deletes took {took} reads");
+    }
+}

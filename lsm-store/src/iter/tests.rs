@@ -14,13 +14,14 @@ use super::mem::MemIter;
 use super::merge::{MergeIter, Source};
 use super::reading::{FillCache, Reading};
 use crate::cache::BlockCache;
+use crate::error::Error;
 use crate::internal_key::{Kind, compare};
 use crate::memtable::MemSet;
 use crate::sstable::builder::{TableBuilder, TableLayout};
 use crate::sstable::format::Codec;
 use crate::sstable::reader::Table;
 use crate::types::{FileNumber, Op};
-use crate::vfs::{MemVfs, Vfs};
+use crate::vfs::{Fault, FaultKind, FaultWhen, MemVfs, OpSet, Vfs};
 
 #[derive(Clone, Debug)]
 struct Row {
@@ -123,13 +124,12 @@ fn tables(vfs: &MemVfs, rows: &[&Row], table_rows: usize, number: &mut u64) -> V
     tables
 }
 
-fn merge_of(rows: &[Row], table_rows: usize) -> MergeIter {
-    let vfs = MemVfs::new(1);
+fn merge_of(vfs: &MemVfs, rows: &[Row], table_rows: usize) -> MergeIter {
     let mut number = 0;
     let sources = (0..SOURCES).map(|source| {
         let own: Vec<&Row> = rows.iter().filter(|r| r.source == source).collect();
         if source >= MEMTABLES {
-            let tables = tables(&vfs, &own, table_rows, &mut number);
+            let tables = tables(vfs, &own, table_rows, &mut number);
             return Source::Level(Box::new(LevelIter::new(
                 tables.into(),
                 Reading::by_reader(FillCache::Always),
@@ -152,7 +152,7 @@ fn merge_of(rows: &[Row], table_rows: usize) -> MergeIter {
 proptest! {
     #[test]
     fn a_merge_is_the_sorted_list_of_its_sources(rows in rows(), table_rows in 1..20_usize, moves in moves()) {
-        let mut merge = merge_of(&rows, table_rows);
+        let mut merge = merge_of(&MemVfs::new(1), &rows, table_rows);
         let mut bounds = Bounds { lower: Bound::Unbounded, upper: Bound::Unbounded };
         let mut at: Option<usize> = None;
         let mut backward = false;
@@ -219,4 +219,37 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_error_of_one_source_ends_the_merge_and_is_no_end() {
+    let rows: Vec<Row> = (0..60_u8)
+        .map(|n| Row {
+            key: vec![n / 2],
+            sequence: 100 - u64::from(n),
+            kind: Kind::Value,
+            value: vec![n; 20],
+            source: MEMTABLES + usize::from(n % 2),
+        })
+        .collect();
+    let vfs = MemVfs::new(1);
+    let mut merge = merge_of(&vfs, &rows, 60);
+    merge.seek_to_first().expect("moves");
+    vfs.add_fault(Fault {
+        ops: OpSet::READS,
+        when: FaultWhen::Always,
+        kind: FaultKind::Io,
+        path_contains: String::new(),
+    });
+    let failed = loop {
+        match merge.next() {
+            Ok(()) => assert!(merge.valid(), "an error comes before the end"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(failed, Error::Io { .. }), "{failed}");
+    assert!(!merge.valid(), "it stands nowhere");
+    vfs.clear_faults();
+    merge.seek(&[7], 0).expect("moves");
+    assert_eq!((merge.key(), merge.sequence()), (&[8][..], 84), "a search brings it back");
 }

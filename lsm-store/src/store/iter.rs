@@ -140,6 +140,7 @@ impl Iter {
             self.keep_key();
         }
         let stood = self.valid();
+        self.value = Bytes::new();
         let superversion = view.superversion();
         self.merge =
             superversion.merge(self.partition, Reading::by_reader(self.options.fill_cache));
