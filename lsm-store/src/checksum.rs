@@ -13,8 +13,21 @@ pub fn hash(bytes: &[u8]) -> u64 {
     xxh3_64(bytes)
 }
 
+/// Pieces up to this size together are put beside each other and hashed at once, which takes a fraction of
+/// the time that it takes to set up a hash of pieces.
+const JOINED_BYTES: usize = 320;
+
 /// `H` of two pieces that are not beside each other: equal to [`hash`] of their concatenation.
 pub fn hash_pair(first: &[u8], second: &[u8]) -> u64 {
+    let total = first.len() + second.len();
+    let mut joined = [0; JOINED_BYTES];
+    if let Some(joined) = joined.get_mut(..total)
+        && let Some((head, tail)) = joined.split_at_mut_checked(first.len())
+    {
+        head.copy_from_slice(first);
+        tail.copy_from_slice(second);
+        return hash(joined);
+    }
     let mut state = Xxh3::new();
     state.update(first);
     state.update(second);

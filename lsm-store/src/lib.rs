@@ -27,6 +27,7 @@ mod memtable;
 mod options;
 mod sstable;
 mod store;
+mod sync;
 mod types;
 mod wal;
 

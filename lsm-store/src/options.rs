@@ -63,6 +63,9 @@ pub struct Options {
     pub mode: Mode,
     /// With [`Mode::Wal`]: size of the log's segments in bytes, at least 4096.
     pub wal_segment_bytes: u64,
+    /// With [`Mode::Wal`]: size of the log in bytes above which memtables are frozen even if they are not
+    /// full, so that the log can be cut. It may grow beyond this while a flush is under way.
+    pub wal_max_bytes: u64,
     /// Names the store; recorded at creation and checked at every later open. Random is best.
     pub store_id: u128,
     /// Seed of table uids, mixed with store id and file number. All there is with [`Executor::Inline`], so
@@ -124,6 +127,7 @@ impl Options {
             partitions,
             mode: Mode::External,
             wal_segment_bytes: 64 * MIB as u64,
+            wal_max_bytes: 512 * MIB as u64,
             store_id,
             uid_seed: 0,
             memtable_bytes: 64 * MIB,

@@ -26,7 +26,10 @@ use survive::{WorkOn, no_orphans, survive};
 
 /// Errors that a failing disk may give; any other is one too many.
 fn is_honest(error: &Error) -> bool {
-    matches!(error, Error::Io { .. } | Error::Poisoned { .. } | Error::Stalled { .. })
+    matches!(
+        error,
+        Error::Io { .. } | Error::NoSpace { .. } | Error::Poisoned { .. } | Error::Stalled { .. }
+    )
 }
 
 /// Acknowledgements after a failure that are put to the test at once.
@@ -215,8 +218,9 @@ fn fill_up(mode: Mode) {
         let worked = work(&vfs, &mut slot, mode, BATCHES, &mut |newer| acked = acked.and(newer));
         if let Err(error) = worked {
             assert!(is_honest(&error), "{context}: {error}");
-            let no_room = |error: &Error| matches!(error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull);
-            let said = no_room(&error) || error.to_string().contains("full");
+            let no_room = matches!(&error, Error::NoSpace { .. })
+                || matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull);
+            let said = no_room || error.to_string().contains("full");
             assert!(said, "{context}: the error names the cause: {error}");
             vfs.set_capacity(None);
             let usable = slot.as_ref().is_some_and(|store| store.metrics().poisoned.is_none());

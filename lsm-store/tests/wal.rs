@@ -211,3 +211,98 @@ fn many_writers_share_syncs_and_every_one_of_them_gets_its_own_numbers() {
     }
     store.close().expect("closed");
 }
+
+#[test]
+fn a_full_disk_refuses_writes_before_the_log_is_touched_and_they_work_again_once_there_is_room() {
+    for op in [OpSet::NAMES, OpSet::WRITES, OpSet::SYNCS] {
+        let vfs = MemVfs::new(1);
+        let store = open(&vfs, "/db", Mode::Wal).expect("a new store");
+        store.write(one(P, b"k", b"before"), Durability::Sync).expect("written");
+        // Whatever is done to the file of the next segment fails, until there is room.
+        vfs.add_fault(Fault {
+            ops: op,
+            when: FaultWhen::Always,
+            kind: FaultKind::NoSpace,
+            path_contains: "/wal/tmp/0000000000000002".to_owned(),
+        });
+        let mut written = 0_u32;
+        let refusal = loop {
+            match store.write(one(P, &written.to_le_bytes(), &[7; 1000]), Durability::Buffered) {
+                Ok(_) => written += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(&refusal, Error::NoSpace { needed: 16384, .. }), "{refusal:?}");
+        assert!(
+            (10..17).contains(&written),
+            "{written} batches of 1000 bytes in a segment of 16 KiB"
+        );
+        assert_eq!(store.metrics().poisoned, None, "the store goes on");
+        let again = store.write(one(P, b"k", &[7; 1000]), Durability::Sync);
+        assert!(matches!(again, Err(Error::NoSpace { .. })), "{again:?}");
+        assert_eq!(value(&store, P, b"k"), Some(b"before".to_vec()), "reads go on, of what was");
+        vfs.clear_faults();
+        let numbers = store.write(one(P, b"k", &[8; 1000]), Durability::Sync).expect("room");
+        let expected = SequenceNumber(u64::from(written) + 2);
+        assert_eq!(numbers.get(P), Some(expected), "the refused took no number");
+        vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
+        drop(store);
+        let store = open(&vfs, "/db", Mode::Wal).expect("recovered");
+        assert_eq!(value(&store, P, b"k"), Some(vec![8; 1000]), "and it is durable");
+        assert_eq!(store.last_sequence(P), expected, "nothing of the refused is there");
+    }
+}
+
+#[test]
+fn a_log_above_its_budget_freezes_memtables_that_are_not_full() {
+    let vfs = MemVfs::new(1);
+    let dir = Path::new("/db");
+    let budget =
+        Options { memtable_bytes: 64 << 20, wal_max_bytes: 48 << 10, ..options(Mode::Wal) };
+    let open = || Store::open(Arc::new(vfs.clone()), dir, budget.clone(), Executor::Inline);
+    let store = open().expect("a new store");
+    store.write(one(Q, b"cold", b"1"), Durability::Buffered).expect("written");
+    let mut most = 0;
+    for n in 0..400_u32 {
+        store.write(one(P, &n.to_le_bytes(), &[7; 1000]), Durability::Buffered).expect("written");
+        most = most.max(vfs.list(Path::new("/db/wal")).expect("there").len() - 1);
+    }
+    assert!(most <= 6, "{most} segments of 16 KiB where 48 KiB are allowed");
+    let flushes = store.metrics().flushes;
+    assert!((5..30).contains(&flushes), "{flushes} flushes for 400 KiB");
+    drop(store);
+    let store = open().expect("recovered");
+    assert_eq!(value(&store, Q, b"cold"), Some(b"1".to_vec()), "the cold partition's");
+    assert_eq!(value(&store, P, &399_u32.to_le_bytes()), Some(vec![7; 1000]), "the last");
+}
+
+#[test]
+fn a_log_of_batches_far_larger_than_the_memtables_replays_within_their_limit() {
+    for executor in [Executor::Inline, Executor::Threads] {
+        let vfs = MemVfs::new(1);
+        let open =
+            || Store::open(Arc::new(vfs.clone()), Path::new("/db"), options(Mode::Wal), executor);
+        let store = open().expect("a new store");
+        for round in 0..12_u32 {
+            let mut batch = WriteBatch::new();
+            for n in 0..300_u32 {
+                batch.put(P, &(round * 300 + n).to_be_bytes(), &[7; 400]).expect("small");
+            }
+            store.write(batch, Durability::Sync).expect("four times a memtable");
+        }
+        vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
+        drop(store);
+        let store = open().expect("recovered");
+        let metrics = store.metrics();
+        let one_batch = 300 * 600;
+        assert!(
+            metrics.active_memtable_bytes <= 2 * one_batch && metrics.frozen_memtables <= 2,
+            "{} bytes and {} frozen memtables",
+            metrics.active_memtable_bytes,
+            metrics.frozen_memtables
+        );
+        for key in 0..3600_u32 {
+            assert_eq!(value(&store, P, &key.to_be_bytes()), Some(vec![7; 400]), "key {key}");
+        }
+    }
+}

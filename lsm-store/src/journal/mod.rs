@@ -27,14 +27,17 @@ mod recovery;
 pub(crate) mod scan;
 pub mod segment;
 #[cfg(test)]
+mod space_tests;
+#[cfg(test)]
 mod tests;
 mod writer;
 
 use bytes::Bytes;
 
 pub use reader::JournalReader;
+pub(crate) use recovery::BorrowedRecord;
 pub use recovery::{Recovery, TornTail};
-pub use writer::Journal;
+pub use writer::{Journal, PendingSync};
 
 /// Where a record is. Orders like the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

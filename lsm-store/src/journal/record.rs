@@ -16,11 +16,14 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use crate::checksum::{bind, fold16, hash_pair};
+use crate::checksum::{bind, fold16, hash, hash_pair};
 use crate::coding::Reader;
 
 /// Bytes before the payload.
 pub const HEADER_BYTES: usize = 32;
+
+/// The checksum at the end of the header.
+const CHECKSUM_BYTES: usize = 8;
 
 /// The largest payload: 64 MiB.
 pub const MAX_PAYLOAD_BYTES: u32 = 64 << 20;
@@ -155,28 +158,24 @@ pub fn encode(buf: &mut Vec<u8>, place: Place, meta: Meta, parts: &[&[u8]]) -> u
     assert!(meta.kind != kind::INVALID, "kind 0 is not a record");
     let body_bytes = payload_bytes.next_multiple_of(8);
     buf.reserve(HEADER_BYTES + body_bytes);
-    let mut header = [0; HEADER_BYTES];
-    let mut rest = header.as_mut_slice();
-    let mut put = |bytes: &[u8]| {
-        let (head, tail) = std::mem::take(&mut rest).split_at_mut(bytes.len());
-        head.copy_from_slice(bytes);
-        rest = tail;
-    };
-    put(&length.to_le_bytes());
-    put(&[meta.kind, 0]);
-    put(&fold16(place.epoch ^ place.offset).to_le_bytes());
-    put(&meta.sequence.to_le_bytes());
-    put(&meta.durable_to.to_le_bytes());
     let start = buf.len();
-    buf.extend_from_slice(&header);
+    // The checksum's place first: what it covers then stands in one piece, and is put in order afterwards.
+    buf.extend_from_slice(&[0; CHECKSUM_BYTES]);
+    buf.extend_from_slice(&length.to_le_bytes());
+    buf.extend_from_slice(&[meta.kind, 0]);
+    buf.extend_from_slice(&fold16(place.epoch ^ place.offset).to_le_bytes());
+    buf.extend_from_slice(&meta.sequence.to_le_bytes());
+    buf.extend_from_slice(&meta.durable_to.to_le_bytes());
     for part in parts {
         buf.extend_from_slice(part);
     }
     buf.resize(start + HEADER_BYTES + body_bytes, 0);
     let (_, record) = buf.split_at_mut(start);
-    let (header, body) = record.split_at_mut(HEADER_BYTES);
-    let (covered, sum) = header.split_at_mut(24);
-    let checksum = hash_pair(covered, body).wrapping_add(bind(place.epoch, place.offset));
+    let (_, covered) = record.split_at_mut(CHECKSUM_BYTES);
+    let checksum = hash(covered).wrapping_add(bind(place.epoch, place.offset));
+    let (header, _) = record.split_at_mut(HEADER_BYTES);
+    header.rotate_left(CHECKSUM_BYTES);
+    let (_, sum) = header.split_at_mut(HEADER_BYTES - CHECKSUM_BYTES);
     sum.copy_from_slice(&checksum.to_le_bytes());
     checksum
 }

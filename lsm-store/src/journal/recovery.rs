@@ -22,8 +22,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::reader::Segment;
-use super::record::{self, Meta, Place, kind};
-use super::scan::{Scanner, Step, Tail, settle_tail};
+use super::record::{self, Meta, Place, RecordHeader, kind};
+use super::scan::{Advance, Scanner, Step, Tail, settle_tail};
 use super::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader, file_name, parse_file_name};
 use super::writer::{Draft, draw_epoch};
 use super::{JournalOptions, Record, RecordAddress};
@@ -57,6 +57,19 @@ pub struct Recovery {
     torn: Option<TornTail>,
     segments: u64,
     copied: u64,
+}
+
+/// A record that recovery came by, its payload still where it was read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BorrowedRecord<'a> {
+    /// Where it is.
+    pub(crate) address: RecordAddress,
+    /// What the payload is.
+    pub(crate) kind: u8,
+    /// The caller's sequence number.
+    pub(crate) sequence: u64,
+    /// The payload.
+    pub(crate) payload: &'a [u8],
 }
 
 #[derive(Debug)]
@@ -93,7 +106,23 @@ impl Recovery {
         Ok(true)
     }
 
-    fn next_record(&mut self) -> Result<Option<(RecordAddress, Record)>> {
+    /// The next record, with its payload where it was read. After an error there is nothing more.
+    ///
+    /// # Errors
+    /// As [`Journal::open`](super::Journal::open).
+    pub(crate) fn next_borrowed(&mut self) -> Result<Option<BorrowedRecord<'_>>> {
+        let next = self.advance();
+        if next.is_err() {
+            self.waiting.clear();
+            self.current = None;
+        }
+        let Some((address, header)) = next? else { return Ok(None) };
+        let Some((_, scanner, _)) = &self.current else { return Ok(None) };
+        let payload = scanner.payload(address.offset, &header);
+        Ok(Some(BorrowedRecord { address, kind: header.kind, sequence: header.sequence, payload }))
+    }
+
+    fn advance(&mut self) -> Result<Option<(RecordAddress, RecordHeader)>> {
         loop {
             let Some((sealed, scanner, last_checksum)) = &mut self.current else {
                 if self.open_next()? {
@@ -102,33 +131,26 @@ impl Recovery {
                 return Ok(None);
             };
             let offset = scanner.offset();
-            match scanner.step()? {
-                Step::Record(found) => {
-                    *last_checksum = found.header.checksum;
-                    if found.header.kind == kind::SYNC_NOTE {
+            match scanner.advance()? {
+                Advance::Record { offset, header } => {
+                    *last_checksum = header.checksum;
+                    if header.kind == kind::SYNC_NOTE {
                         continue;
                     }
-                    let address = RecordAddress { segment: sealed.number, offset: found.offset };
-                    let payload = Bytes::copy_from_slice(found.payload);
-                    let record = Record {
-                        kind: found.header.kind,
-                        sequence: found.header.sequence,
-                        payload,
-                    };
-                    return Ok(Some((address, record)));
+                    return Ok(Some((RecordAddress { segment: sealed.number, offset }, header)));
                 }
-                Step::Invalid(why) => {
+                Advance::Invalid(why) => {
                     let detail = format!("{why}, but the segment is sealed at {}", sealed.end);
                     return Err(Error::corruption(&sealed.path, offset, detail));
                 }
-                Step::End if *last_checksum != sealed.last_checksum => {
+                Advance::End if *last_checksum != sealed.last_checksum => {
                     let detail = format!(
                         "the last record's checksum is {last_checksum:016x}, sealed was {:016x}",
                         sealed.last_checksum
                     );
                     return Err(Error::corruption(&sealed.path, offset, detail));
                 }
-                Step::End => self.current = None,
+                Advance::End => self.current = None,
             }
         }
     }
@@ -138,12 +160,11 @@ impl Iterator for Recovery {
     type Item = Result<(RecordAddress, Record)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.next_record();
-        if next.is_err() {
-            self.waiting.clear();
-            self.current = None;
-        }
-        next.transpose()
+        let owned = |found: BorrowedRecord<'_>| {
+            let BorrowedRecord { address, kind, sequence, payload } = found;
+            (address, Record { kind, sequence, payload: Bytes::copy_from_slice(payload) })
+        };
+        self.next_borrowed().map(|found| found.map(owned)).transpose()
     }
 }
 
@@ -381,6 +402,7 @@ fn copy_tail(
     draft.file.write_all_at(&buffer, written).context("write", &draft.tmp)?;
     written += buffer.len() as u64;
     assert!(written == end, "copied records end at {written}, expected {end}");
+    draft.file.sync_all().context("sync", &draft.tmp)?;
     let path = draft.publish()?;
     trim(&**vfs, &last.path, tail.promised)?;
     Ok((

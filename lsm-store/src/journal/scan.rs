@@ -43,6 +43,17 @@ pub(crate) enum Step<'a> {
     End,
 }
 
+/// What a scanner came by.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Advance {
+    /// A valid record.
+    Record { offset: u64, header: RecordHeader },
+    /// No valid record begins here; why not, in words.
+    Invalid(&'static str),
+    /// The limit.
+    End,
+}
+
 /// Reads the records of one file in order.
 #[derive(Debug)]
 pub(crate) struct Scanner {
@@ -55,6 +66,8 @@ pub(crate) struct Scanner {
     limit: u64,
     window: Vec<u8>,
     window_start: u64,
+    /// Records below were checked before, by another pass over the same bytes.
+    checked_to: u64,
 }
 
 impl Scanner {
@@ -67,7 +80,14 @@ impl Scanner {
         limit: u64,
     ) -> Self {
         let path = path.to_path_buf();
-        Self { file, path, epoch, offset, limit, window: Vec::new(), window_start: 0 }
+        let (window, window_start, checked_to) = (Vec::new(), 0, 0);
+        Self { file, path, epoch, offset, limit, window, window_start, checked_to }
+    }
+
+    /// Takes the checksums of records below `checked_to` for granted.
+    fn trust(mut self, checked_to: u64) -> Self {
+        self.checked_to = checked_to;
+        self
     }
 
     /// Where the next record begins.
@@ -110,11 +130,12 @@ impl Scanner {
             Ok(header) => header,
             Err(why) => return Ok(Err(why)),
         };
+        let checked_before = at < self.checked_to;
         let Some(record) = self.bytes(at, HEADER_BYTES + header.body_bytes())? else {
             return Ok(Err("the record's length goes beyond the end"));
         };
         let (_, body) = record.split_at_checked(HEADER_BYTES).unwrap_or((&[], &[]));
-        if header.matches(&header_bytes, body, place) {
+        if checked_before || header.matches(&header_bytes, body, place) {
             Ok(Ok(header))
         } else {
             Ok(Err("the record's checksum is wrong"))
@@ -126,22 +147,41 @@ impl Scanner {
     /// # Errors
     /// `Io`: never taken for the end.
     pub(crate) fn step(&mut self) -> Result<Step<'_>> {
+        Ok(match self.advance()? {
+            Advance::Record { offset, header } => Step::Record(Found {
+                offset,
+                end: self.offset,
+                header,
+                payload: self.payload(offset, &header),
+            }),
+            Advance::Invalid(why) => Step::Invalid(why),
+            Advance::End => Step::End,
+        })
+    }
+
+    /// As [`Scanner::step`], with the payload left to be asked for.
+    ///
+    /// # Errors
+    /// `Io`: never taken for the end.
+    pub(super) fn advance(&mut self) -> Result<Advance> {
         if self.offset >= self.limit {
-            return Ok(Step::End);
+            return Ok(Advance::End);
         }
         let offset = self.offset;
         let header = match self.check(offset)? {
             Ok(header) => header,
-            Err(why) => return Ok(Step::Invalid(why)),
+            Err(why) => return Ok(Advance::Invalid(why)),
         };
-        let end = offset + header.record_bytes();
-        self.offset = end;
-        let payload_bytes = header.payload_bytes as usize;
-        let payload = match self.bytes(offset + HEADER_BYTES as u64, payload_bytes)? {
-            Some(payload) => payload,
-            None => &[],
-        };
-        Ok(Step::Record(Found { offset, end, header, payload }))
+        self.offset = offset + header.record_bytes();
+        Ok(Advance::Record { offset, header })
+    }
+
+    /// The payload of the record that the scanner advanced over last.
+    pub(super) fn payload(&self, offset: u64, header: &RecordHeader) -> &[u8] {
+        let from = offset + HEADER_BYTES as u64 - self.window_start;
+        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        let to = from.saturating_add(header.payload_bytes as usize);
+        self.window.get(from..to).unwrap_or_default()
     }
 
     /// Looks at everything behind the present offset: the largest promise of a valid record there, and
@@ -230,7 +270,7 @@ pub(crate) fn settle_tail(
         return Err(Error::corruption(path, end, detail));
     }
     // A second pass, up to the promise and beyond it: the journal seals at the promise and copies the rest.
-    let mut scanner = Scanner::new(Arc::clone(file), path, epoch, first, end);
+    let mut scanner = Scanner::new(Arc::clone(file), path, epoch, first, end).trust(end);
     let mut tail = Tail {
         end,
         promised,

@@ -12,7 +12,7 @@ use crate::vfs::{CrashPolicy, Fault, FaultKind, FaultWhen, MemVfs, OpSet, Vfs};
 const ENTRY: u8 = kind::APPLICATION;
 const STORE: u128 = 0xfeed_beef;
 
-fn dir() -> &'static Path {
+pub(super) fn dir() -> &'static Path {
     Path::new("/log")
 }
 
@@ -20,16 +20,16 @@ fn segment_path(number: u64) -> PathBuf {
     dir().join(super::segment::file_name(number))
 }
 
-fn options(segment_bytes: u64) -> JournalOptions {
+pub(super) fn options(segment_bytes: u64) -> JournalOptions {
     JournalOptions { segment_bytes, preallocate: true, ..JournalOptions::new(STORE, 99) }
 }
 
-fn open(vfs: &MemVfs, options: JournalOptions) -> Result<(Journal, Recovery)> {
+pub(super) fn open(vfs: &MemVfs, options: JournalOptions) -> Result<(Journal, Recovery)> {
     Journal::open(Arc::new(vfs.clone()), dir(), options)
 }
 
 /// Opens and reads everything.
-fn reopen(vfs: &MemVfs) -> Result<(Journal, Vec<(RecordAddress, Record)>)> {
+pub(super) fn reopen(vfs: &MemVfs) -> Result<(Journal, Vec<(RecordAddress, Record)>)> {
     let (journal, recovery) = open(vfs, options(4096))?;
     Ok((journal, recovery.collect::<Result<Vec<_>>>()?))
 }
@@ -45,7 +45,7 @@ fn payload(sequence: u64) -> Vec<u8> {
     (0..len).map(|_| rng.next_u64().to_le_bytes()[0]).collect()
 }
 
-fn append(journal: &mut Journal, sequence: u64) -> Result<RecordAddress> {
+pub(super) fn append(journal: &mut Journal, sequence: u64) -> Result<RecordAddress> {
     let payload = payload(sequence);
     let (first, second) = payload.split_at(payload.len() / 3);
     journal.append(ENTRY, sequence, &[first, second], &mut |head| {
@@ -55,7 +55,7 @@ fn append(journal: &mut Journal, sequence: u64) -> Result<RecordAddress> {
 
 /// Checks that the entries are 1, 2, 3, … with their payloads, that each head says what came before
 /// it, and returns the last entry's number.
-fn check_records(records: &[(RecordAddress, Record)], context: &str) -> u64 {
+pub(super) fn check_records(records: &[(RecordAddress, Record)], context: &str) -> u64 {
     let mut last = 0_u64;
     let mut before = RecordAddress { segment: 0, offset: 0 };
     for (address, record) in records {

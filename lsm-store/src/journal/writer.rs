@@ -1,7 +1,16 @@
 //! The writer: appends into a buffer, writes and syncs it in one go, begins new segments.
+//!
+//! * A sync may go on beside the writer ([`PendingSync`]); a segment is synced by one thread at a time, because
+//!   the kernel tells of a failure only once.
+//! * A new segment that cannot be made is refused before anything of the log was touched. A failure to
+//!   write to a segment, to sync it or to name a new one ends the journal.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
 
 use super::reader::{JournalReader, Shared};
 use super::record::{self, MAX_PAYLOAD_BYTES, Meta, Place, kind, record_bytes};
@@ -17,6 +26,9 @@ const BUFFER_BYTES: usize = 1 << 20;
 
 /// What a device or a file system may lose at once.
 const PAGE_BYTES: u64 = 4096;
+
+/// So much is filled with zeros ahead of what is synced.
+const FILL_BYTES: u64 = 256 << 10;
 
 /// A smaller segment would hold little but its header.
 const MIN_SEGMENT_BYTES: u64 = 4096;
@@ -34,27 +46,87 @@ pub struct Journal {
     /// How the newest segment ended, while there is no tail.
     sealed: Seal,
     buffer: Vec<u8>,
-    poison: Option<String>,
+    /// Shared with syncs under way.
+    poison: Arc<OnceLock<String>>,
 }
 
 #[derive(Debug)]
 struct Tail {
     number: u64,
     epoch: u64,
-    file: Arc<dyn VfsFile>,
-    path: PathBuf,
+    syncer: Arc<Syncer>,
     /// The end of the last record, written or not.
     end: u64,
     /// What was handed to the file.
     written: u64,
-    /// What is durable.
-    synced: u64,
+    /// Bytes below were written at some time, zeros included.
+    filled: u64,
+    /// The length reserved.
+    len: u64,
     /// Whether there are records that no later one has promised to be synced.
     unpromised: bool,
     last_checksum: u64,
     last_sequence: u64,
     /// The end of the head record.
     head_end: u64,
+}
+
+/// Syncs one segment's file.
+#[derive(Debug)]
+struct Syncer {
+    file: Arc<dyn VfsFile>,
+    path: PathBuf,
+    /// What is durable: bytes below.
+    synced: AtomicU64,
+    one_at_a_time: Mutex<()>,
+    poison: Arc<OnceLock<String>>,
+}
+
+impl Syncer {
+    fn synced(&self) -> u64 {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    /// Makes the bytes below `upto` durable, which were handed to the file before.
+    fn sync(&self, upto: u64) -> Result<()> {
+        let alone = self.one_at_a_time.lock();
+        check_alive(&self.poison)?;
+        if self.synced() < upto {
+            let synced = self.file.sync_data().context("sync", &self.path);
+            if let Err(error) = &synced {
+                // Before anybody else may try: a second sync would find nothing to do, and succeed.
+                self.poison.get_or_init(|| error.to_string());
+            }
+            synced?;
+            self.synced.store(upto, Ordering::Release);
+        }
+        drop(alone);
+        Ok(())
+    }
+}
+
+fn check_alive(poison: &OnceLock<String>) -> Result<()> {
+    match poison.get() {
+        None => Ok(()),
+        Some(reason) => Err(Error::Poisoned { reason: reason.clone() }),
+    }
+}
+
+/// A sync that is to be done: from any thread, beside the writer.
+#[derive(Debug)]
+pub struct PendingSync {
+    syncer: Arc<Syncer>,
+    upto: u64,
+}
+
+impl PendingSync {
+    /// Syncs. What the journal appends from then on says that it did.
+    ///
+    /// # Errors
+    /// `Io` ends the journal; `Poisoned`.
+    pub fn run(&self) -> Result<()> {
+        self.syncer.sync(self.upto)
+    }
 }
 
 /// A new segment's file, before it has its name.
@@ -73,9 +145,23 @@ impl<'a> Draft<'a> {
         Ok(Self { vfs, dir, number, file, tmp })
     }
 
-    /// Syncs the content, then gives the file its name, durably. A rename never replaces a segment.
+    /// Writes and syncs what the segment begins with. Nothing refers to the file yet.
+    fn fill(&self, content: &[u8], len: Option<u64>) -> Result<()> {
+        if let Some(len) = len {
+            self.file.allocate(len).context("reserve space in", &self.tmp)?;
+        }
+        self.file.write_all_at(content, 0).context("write", &self.tmp)?;
+        self.file.sync_all().context("sync", &self.tmp)
+    }
+
+    /// Removes what could not be completed. What stays is removed by the next try or the next open.
+    fn discard(self, error: Error, needed: u64) -> Error {
+        let _left = self.vfs.unlink(&self.tmp).is_err();
+        no_space(error, self.vfs, self.dir, needed)
+    }
+
+    /// Gives the synced file its name, durably. A rename never replaces a segment.
     pub(super) fn publish(self) -> Result<PathBuf> {
-        self.file.sync_all().context("sync", &self.tmp)?;
         let path = self.dir.join(file_name(self.number));
         if self.vfs.exists(&path).context("look for", &path)? {
             return Err(Error::corruption(&path, 0, "a segment of this number already exists"));
@@ -87,6 +173,16 @@ impl<'a> Draft<'a> {
         self.vfs.sync_dir(&tmp_dir).context("sync", &tmp_dir)?;
         Ok(path)
     }
+}
+
+/// An error that says that the disk is full as what it is.
+fn no_space(error: Error, vfs: &dyn Vfs, dir: &Path, needed: u64) -> Error {
+    if let Error::Io { source, .. } = &error
+        && matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    {
+        return Error::NoSpace { free: vfs.free_space(dir).unwrap_or(0), needed };
+    }
+    error
 }
 
 /// Draws an epoch: never 0, which reserved zeros would have.
@@ -132,7 +228,7 @@ impl Journal {
             tail: None,
             sealed: recovered.sealed,
             buffer: Vec::new(),
-            poison: None,
+            poison: Arc::default(),
         };
         Ok((journal, recovered.recovery))
     }
@@ -145,8 +241,9 @@ impl Journal {
     /// record if all older segments are removed.
     ///
     /// # Errors
-    /// `TooLarge` and `InvalidArgument` (a kind below [`kind::APPLICATION`] that is not a batch) leave
-    /// the journal as it was. `Io` ends it: every later call returns `Poisoned`.
+    /// `TooLarge`, `InvalidArgument` (a kind below [`kind::APPLICATION`] that is not a batch) and `NoSpace`
+    /// leave the journal as it was, as does `Io` if a new segment could not be created. Any other `Io` ends
+    /// it: every later call returns `Poisoned`, and [`Journal::is_poisoned`] tells.
     pub fn append(
         &mut self,
         kind: u8,
@@ -162,7 +259,27 @@ impl Journal {
         }
         let payload_bytes = parts.iter().map(|part| part.len() as u64).sum::<u64>();
         self.check_size(payload_bytes)?;
-        let bytes = record_bytes(payload_bytes);
+        self.reserve(record_bytes(payload_bytes), sequence, head)?;
+        let address = self.encode(kind, sequence, parts)?;
+        if self.buffer.len() >= BUFFER_BYTES {
+            let written = self.write();
+            self.guard(written)?;
+        }
+        Ok(address)
+    }
+
+    /// Sees to it that the next records, of `bytes` bytes on disk together, go into one segment without
+    /// another one being begun. `sequence` is the first one's number; `head` is as for [`Journal::append`].
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub fn reserve(
+        &mut self,
+        bytes: u64,
+        sequence: u64,
+        head: &mut dyn FnMut(&mut Vec<u8>),
+    ) -> Result<()> {
+        self.check_alive()?;
         let full = self.tail.as_ref().is_none_or(|tail| {
             tail.end > tail.head_end && tail.end.saturating_add(bytes) > self.options.segment_bytes
         });
@@ -170,15 +287,14 @@ impl Journal {
             let mut payload = Vec::new();
             head(&mut payload);
             self.check_size(payload.len() as u64)?;
-            let begun = self.begin_segment(sequence, &payload, bytes);
-            self.guard(begun)?;
+            self.begin_segment(sequence, &payload, bytes)?;
         }
-        let address = self.encode(kind, sequence, parts)?;
-        if self.buffer.len() >= BUFFER_BYTES {
-            let written = self.write();
-            self.guard(written)?;
-        }
-        Ok(address)
+        Ok(())
+    }
+
+    /// Whether a failure ended the journal.
+    pub fn is_poisoned(&self) -> bool {
+        self.poison.get().is_some()
     }
 
     /// Makes every record appended so far durable: one write and one sync, or nothing if there is
@@ -191,6 +307,20 @@ impl Journal {
         self.check_alive()?;
         let synced = self.write_and_sync();
         self.guard(synced)
+    }
+
+    /// As [`Journal::sync`], but the sync itself is left to the caller; `None` if nothing is to be synced.
+    ///
+    /// # Errors
+    /// As [`Journal::sync`].
+    pub fn start_sync(&mut self) -> Result<Option<PendingSync>> {
+        self.check_alive()?;
+        let written = self.write().and_then(|()| self.fill_ahead());
+        self.guard(written)?;
+        Ok(self.tail.as_ref().and_then(|tail| {
+            let syncer = Arc::clone(&tail.syncer);
+            (syncer.synced() < tail.written).then_some(PendingSync { syncer, upto: tail.written })
+        }))
     }
 
     /// Hands every record appended so far to the operating system, without syncing: it survives the end
@@ -212,7 +342,7 @@ impl Journal {
     pub fn note_durable(&mut self) -> Result<()> {
         self.check_alive()?;
         let sequence = match &self.tail {
-            Some(tail) if tail.unpromised && tail.end == tail.synced => tail.last_sequence,
+            Some(tail) if tail.unpromised && tail.end == tail.syncer.synced() => tail.last_sequence,
             Some(_) | None => return Ok(()),
         };
         self.encode(kind::SYNC_NOTE, sequence, &[])?;
@@ -283,10 +413,7 @@ impl Journal {
     }
 
     fn check_alive(&self) -> Result<()> {
-        match &self.poison {
-            None => Ok(()),
-            Some(reason) => Err(Error::Poisoned { reason: reason.clone() }),
-        }
+        check_alive(&self.poison)
     }
 
     fn check_size(&self, payload_bytes: u64) -> Result<()> {
@@ -300,7 +427,7 @@ impl Journal {
     /// Lets a result pass, and remembers the first failure for good.
     fn guard<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(error) = &result {
-            self.poison.get_or_insert_with(|| error.to_string());
+            self.poison.get_or_init(|| error.to_string());
         }
         result
     }
@@ -312,7 +439,7 @@ impl Journal {
         let address = RecordAddress { segment: tail.number, offset: tail.end };
         let before = self.buffer.len();
         let place = Place { epoch: tail.epoch, offset: tail.end };
-        let meta = Meta { kind, sequence, durable_to: tail.synced };
+        let meta = Meta { kind, sequence, durable_to: tail.syncer.synced() };
         tail.last_checksum = record::encode(&mut self.buffer, place, meta, parts);
         tail.end += (self.buffer.len() - before) as u64;
         tail.unpromised = kind != kind::SYNC_NOTE;
@@ -325,8 +452,10 @@ impl Journal {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        tail.file.write_all_at(&self.buffer, tail.written).context("write", &tail.path)?;
+        let Syncer { file, path, .. } = &*tail.syncer;
+        file.write_all_at(&self.buffer, tail.written).context("write", path)?;
         tail.written += self.buffer.len() as u64;
+        tail.filled = tail.filled.max(tail.written);
         self.buffer.clear();
         self.buffer.shrink_to(2 * BUFFER_BYTES);
         self.shared.set_limit(tail.number, tail.written);
@@ -334,24 +463,24 @@ impl Journal {
     }
 
     fn write_and_sync(&mut self) -> Result<()> {
-        self.write()?;
-        let Some(tail) = &mut self.tail else { return Ok(()) };
-        if tail.synced < tail.written {
-            tail.file.sync_data().context("sync", &tail.path)?;
-            tail.synced = tail.written;
-        }
-        Ok(())
+        if let Some(pending) = self.start_sync()? { pending.run() } else { Ok(()) }
     }
 
-    /// Ends the newest segment; returns it, if there was one, for [`Self::note_successor`].
-    fn seal_tail(&mut self) -> Result<Option<Tail>> {
-        self.write_and_sync()?;
-        let tail = self.tail.take();
-        if let Some(tail) = &tail {
-            self.sealed =
-                Seal { segment: tail.number, end: tail.end, last_checksum: tail.last_checksum };
+    /// Writes zeros into the space that is written next, for the sync that follows to make durable. Space
+    /// that was reserved but never written costs each sync a change of the file's map; with this one sync
+    /// in a thousand pays for the others. A log that is not synced does not pay.
+    fn fill_ahead(&mut self) -> Result<()> {
+        let Some(tail) = &mut self.tail else { return Ok(()) };
+        let unsynced = tail.syncer.synced() < tail.written;
+        if !unsynced || tail.filled > tail.written || tail.filled >= tail.len {
+            return Ok(());
         }
-        Ok(tail)
+        let to = tail.len.min(tail.written.saturating_add(FILL_BYTES));
+        let zeros = vec![0; usize::try_from(to - tail.written).unwrap_or(0)];
+        let Syncer { file, path, .. } = &*tail.syncer;
+        file.write_all_at(&zeros, tail.written).context("write", path)?;
+        tail.filled = to;
+        Ok(())
     }
 
     /// Writes behind the end of a sealed segment that its successor was durable: should the newest segment
@@ -361,24 +490,29 @@ impl Journal {
         let place = Place { epoch: tail.epoch, offset: tail.end };
         let meta = Meta { kind: kind::SEAL, sequence: tail.last_sequence, durable_to: tail.end };
         record::encode(&mut record, place, meta, &[]);
-        tail.file.write_all_at(&record, tail.end).context("write", &tail.path)
+        let Syncer { file, path, .. } = &*tail.syncer;
+        file.write_all_at(&record, tail.end).context("write", path)
     }
 
+    /// Begins a segment. Until the file is complete nothing of the log has changed, and a failure does no harm.
     fn begin_segment(&mut self, sequence: u64, head: &[u8], first_record_bytes: u64) -> Result<()> {
-        let before = self.seal_tail()?;
-        let number = self.sealed.segment + 1;
+        let synced = self.write_and_sync();
+        self.guard(synced)?;
+        let predecessor = self.tail.as_ref().map_or(self.sealed, |tail| Seal {
+            segment: tail.number,
+            end: tail.end,
+            last_checksum: tail.last_checksum,
+        });
+        let number = predecessor.segment + 1;
         let epoch = draw_epoch(&mut self.epochs);
         let head_end = SEGMENT_HEADER_BYTES + record_bytes(head.len() as u64);
-        let published_len = if self.options.preallocate {
-            self.options.segment_bytes.max(head_end.saturating_add(first_record_bytes))
-        } else {
-            head_end
-        };
+        let reserved = self.options.segment_bytes.max(head_end.saturating_add(first_record_bytes));
+        let published_len = if self.options.preallocate { reserved } else { head_end };
         let header = SegmentHeader {
             store_id: self.options.store_id,
             number,
             epoch,
-            predecessor: self.sealed,
+            predecessor,
             first_sequence: sequence,
             published_end: head_end,
             published_len,
@@ -388,36 +522,57 @@ impl Journal {
         let place = Place { epoch, offset: SEGMENT_HEADER_BYTES };
         let meta = Meta { kind: kind::HEAD, sequence, durable_to: head_end };
         let last_checksum = record::encode(&mut content, place, meta, &[head]);
-        let draft = Draft::create(&*self.vfs, &self.dir, number)?;
-        if self.options.preallocate {
-            draft.file.allocate(published_len).context("reserve space in", &draft.tmp)?;
+        let draft = self.draft(number, published_len)?;
+        if let Err(error) = draft.fill(&content, self.options.preallocate.then_some(published_len))
+        {
+            return Err(draft.discard(error, published_len));
         }
-        draft.file.write_all_at(&content, 0).context("write", &draft.tmp)?;
         let file = Arc::clone(&draft.file);
-        let path = draft.publish()?;
-        match &before {
-            Some(before) => Self::note_successor(before)?,
+        let published = draft.publish();
+        let path = self.guard(published)?;
+        let before = self.tail.take();
+        self.sealed = predecessor;
+        let noted = match &before {
+            Some(before) => Self::note_successor(before),
             // The newest segment that recovery found.
-            None if self.sealed.segment > 0 => {
-                let sealed = self.dir.join(file_name(self.sealed.segment));
-                recovery::trim(&*self.vfs, &sealed, self.sealed.end)?;
+            None if predecessor.segment > 0 => {
+                let sealed = self.dir.join(file_name(predecessor.segment));
+                recovery::trim(&*self.vfs, &sealed, predecessor.end)
             }
-            None => {}
-        }
+            None => Ok(()),
+        };
+        self.guard(noted)?;
         self.shared.add(number, epoch, path.clone(), head_end, false);
+        let syncer = Arc::new(Syncer {
+            file,
+            path,
+            synced: AtomicU64::new(head_end),
+            one_at_a_time: Mutex::new(()),
+            poison: Arc::clone(&self.poison),
+        });
         self.tail = Some(Tail {
             number,
             epoch,
-            file,
-            path,
+            syncer,
             end: head_end,
             written: head_end,
-            synced: head_end,
+            filled: head_end,
+            len: published_len,
             unpromised: false,
             last_checksum,
             last_sequence: sequence,
             head_end,
         });
         Ok(())
+    }
+
+    /// A new file for a segment; what an earlier try left is removed.
+    fn draft(&self, number: u64, needed: u64) -> Result<Draft<'_>> {
+        let tmp = self.dir.join(recovery::TMP_DIR).join(file_name(number));
+        if self.vfs.exists(&tmp).context("look for", &tmp)? {
+            self.vfs.unlink(&tmp).context("remove", &tmp)?;
+        }
+        Draft::create(&*self.vfs, &self.dir, number)
+            .map_err(|error| no_space(error, &*self.vfs, &self.dir, needed))
     }
 }

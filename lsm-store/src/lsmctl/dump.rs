@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Outcome, Show, first_bytes, readable};
 use crate::cache::BlockCache;
+use crate::coding::DecodeError;
 use crate::error::{Error, IoContext, Result};
 use crate::journal::record::{HEADER_BYTES, kind};
 use crate::journal::scan::{Found, Scanner, Step, settle_tail};
@@ -214,15 +215,23 @@ fn record(found: &Found<'_>, show: Show) {
         return;
     }
     // The log of a store holds batches; other users of the journal have records of their own.
-    let Ok(shares) = batch::decode(found.payload) else { return };
-    for share in shares {
-        println!("  {} sequence {}", share.partition, share.sequence);
-        for op in share.ops {
+    let Ok((numbers, operations)) = batch::decode(found.payload) else { return };
+    let mut of = None;
+    let damaged = |error: DecodeError| Error::InvalidArgument(error.to_string());
+    let shown = operations.for_each_chunk(&numbers, damaged, |partition, sequence, ops| {
+        if of.replace(partition) != Some(partition) {
+            println!("  {partition} sequence {sequence}");
+        }
+        for op in ops {
             let (kind, value) = match op {
-                Op::Put { value, .. } => ("Value", value),
+                Op::Put { value, .. } => ("Value", *value),
                 Op::Delete { .. } => ("Delete", &[][..]),
             };
             println!("    {}", Shown { kind: kind.to_owned(), key: op.key() }.text(value, show));
         }
+        Ok(())
+    });
+    if shown.is_err() {
+        println!("  the rest is no batch");
     }
 }

@@ -61,8 +61,7 @@ type Work = fn(&Inner, &Receiver<()>);
 
 /// Ends the threads after the jobs they are at. Returns whether none had panicked.
 pub(crate) fn stop(inner: &Inner, threads: Vec<JoinHandle<()>>) -> bool {
-    inner.state.lock().closing = true;
-    inner.changed.notify_all();
+    inner.begin_closing();
     inner.ring_flush();
     inner.ring_compaction();
     inner.ring_care();

@@ -91,6 +91,7 @@ impl Store {
         let flushed = self.flush_and_stop_jobs(target);
         if flushed.is_err() {
             inner.state.lock().run_open = false;
+            inner.changed.notify_all();
         }
         flushed?;
         let _excluded = Excluded(inner);

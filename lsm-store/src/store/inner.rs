@@ -18,6 +18,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -41,7 +42,8 @@ use crate::store::metrics::Counters;
 use crate::store::retention::Retention;
 use crate::store::scrub::Cursor;
 use crate::store::space::Space;
-use crate::store::superversion::{SuperVersion, Visible};
+use crate::store::superversion::SuperVersion;
+use crate::store::visible::VisibleCell;
 use crate::types::Position;
 use crate::vfs::{Vfs, VfsLock};
 
@@ -56,6 +58,10 @@ pub(crate) struct State {
     pub(crate) durable: Position,
     /// A run was begun and neither published nor dropped.
     pub(crate) run_open: bool,
+    /// Threads that wait for the end of the run.
+    pub(crate) run_waiters: usize,
+    /// Per partition the last number applied and published; the open run has it.
+    pub(crate) sequences: Vec<u64>,
     pub(crate) flushing: bool,
     pub(crate) compacting: bool,
     pub(crate) closing: bool,
@@ -130,8 +136,8 @@ pub(crate) struct Inner {
     pub(crate) cache: Arc<BlockCache>,
     pub(crate) graveyard: Graveyard,
     pub(crate) superversion: ArcSwap<SuperVersion>,
-    /// Replaced as a whole by a publish, so position and all sequence numbers change together.
-    pub(crate) visible: ArcSwap<Visible>,
+    /// Position and all sequence numbers change together. Published with `state` locked.
+    pub(crate) visible: VisibleCell,
     pub(crate) retention: Mutex<Retention>,
     pub(crate) catalog: Mutex<Catalog>,
     pub(crate) state: Mutex<State>,
@@ -144,6 +150,8 @@ pub(crate) struct Inner {
     pub(crate) reports: Arc<DamageReports>,
     pub(crate) scrub: Mutex<Cursor>,
     pub(crate) dir_lock: Mutex<Option<Box<dyn VfsLock>>>,
+    /// Writes are refused: `state` says why. Set with `state` locked; a hint for those who do not lock it.
+    pub(crate) refusing: AtomicBool,
 }
 
 /// Shows no memtables: they hold what users wrote.
@@ -158,6 +166,21 @@ impl fmt::Debug for Inner {
 }
 
 impl Inner {
+    /// [`State::check_writable`] at the price of a load, as long as the answer is yes.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.refusing.load(Ordering::Acquire) {
+            return self.state.lock().check_writable();
+        }
+        Ok(())
+    }
+
+    /// Stops all writes because the store ends.
+    pub(crate) fn begin_closing(&self) {
+        self.state.lock().closing = true;
+        self.refusing.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
     /// Stops all writes for good. The first reason stays.
     pub(crate) fn poison(&self, reason: &Error) {
         let mut state = self.state.lock();
@@ -168,6 +191,7 @@ impl Inner {
         });
         if first.is_some() {
             state.poison.clone_from(&first);
+            self.refusing.store(true, Ordering::Release);
         }
         drop(state);
         self.changed.notify_all();
@@ -185,21 +209,30 @@ impl Inner {
     pub(crate) fn freeze(&self, state: &mut MutexGuard<'_, State>) {
         assert!(!state.run_open, "freeze inside a run");
         let visible = self.visible.load();
+        let index = visible.position.index;
         let frozen_to =
             state.frozen.last().and_then(|s| s.freeze_point()).map(|p| p.position.index);
         let newest = frozen_to.unwrap_or(state.durable.index);
-        if state.active.entries() == 0 && visible.position.index <= newest {
+        if state.active.entries() == 0 && index <= newest {
             return;
         }
-        state.active.freeze(FreezePoint {
-            position: visible.position.clone(),
-            sequences: visible.sequences.clone(),
-        });
+        state
+            .active
+            .freeze(FreezePoint { position: visible.position, sequences: visible.sequences });
         let fresh = Arc::new(MemSet::new(self.options.partitions.len()));
         let full = std::mem::replace(&mut state.active, fresh);
         state.frozen.push(full);
         let next = state.superversion(&self.superversion.load());
         self.superversion.store(Arc::new(next));
+    }
+
+    /// Waits until no run is open.
+    pub(crate) fn wait_for_run(&self, state: &mut MutexGuard<'_, State>) {
+        state.run_waiters += 1;
+        while state.run_open {
+            self.changed.wait(state);
+        }
+        state.run_waiters -= 1;
     }
 
     /// Wakes the thread that flushes.

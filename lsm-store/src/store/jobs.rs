@@ -193,8 +193,7 @@ impl Inner {
     /// What a job starting now may drop below.
     fn bound(&self, partition: usize) -> u64 {
         let retention = self.retention.lock();
-        let visible = self.visible.load();
-        retention.bound(partition, visible.sequence(partition))
+        retention.bound(partition, self.visible.sequence(partition))
     }
 
     fn compact(&self, id: u8, levels: &Levels, pick: &Pick) -> Result<()> {

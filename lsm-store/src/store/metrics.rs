@@ -131,7 +131,7 @@ pub struct Metrics {
 impl Inner {
     pub(crate) fn metrics(&self) -> Metrics {
         let superversion = self.superversion.load_full();
-        let visible = self.visible.load_full();
+        let visible = self.visible.load();
         let retention = self.retention.lock();
         let views = retention.pins();
         let partition = |(i, levels): (usize, &Levels)| PartitionMetrics {

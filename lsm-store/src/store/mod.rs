@@ -30,6 +30,9 @@ mod superversion;
 mod verify;
 mod versions;
 mod view;
+mod visible;
+#[cfg(test)]
+mod visible_tests;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -139,6 +142,10 @@ impl Store {
         Ok(store)
     }
 
+    fn inner_arc(&self) -> &Arc<Inner> {
+        &self.0.inner
+    }
+
     pub(crate) fn inner(&self) -> &Inner {
         &self.0.inner
     }
@@ -180,12 +187,8 @@ impl Store {
         let mut state = inner.state.lock();
         check_no_run(&state)?;
         state.check_writable()?;
-        state.run_open = true;
-        let active = Arc::clone(&state.active);
-        drop(state);
-        let visible = inner.visible.load();
-        let (position, sequences) = (visible.position.clone(), visible.sequences.clone());
-        Ok(Run::new(Arc::clone(&self.0.inner), active, position, sequences))
+        let position = inner.visible.load().position;
+        Ok(Run::begin(&self.0.inner, &mut state, position))
     }
 
     pub(crate) fn begin(&self, position: Position) -> Result<Run> {
@@ -208,15 +211,11 @@ impl Store {
                 inner.ring_flush();
             }
         }
-        state.run_open = true;
-        let active = Arc::clone(&state.active);
-        drop(state);
-        let sequences = inner.visible.load().sequences.clone();
-        Ok(Run::new(Arc::clone(&self.0.inner), active, position, sequences))
+        Ok(Run::begin(&self.0.inner, &mut state, position))
     }
 
     /// Waits until another set of memtables may be frozen.
-    fn wait_for_room<'s>(
+    pub(crate) fn wait_for_room<'s>(
         &'s self,
         mut state: MutexGuard<'s, State>,
     ) -> Result<MutexGuard<'s, State>> {
@@ -301,10 +300,14 @@ impl Store {
     fn freeze_for_flush(&self) -> Result<(u64, u64)> {
         let inner = self.inner();
         let mut state = inner.state.lock();
+        if inner.options.mode == Mode::Wal {
+            // Runs are the store's own: they end by themselves, and soon.
+            inner.wait_for_run(&mut state);
+        }
         check_no_run(&state)?;
         state.check_writable()?;
         inner.freeze(&mut state);
-        let target = inner.visible.load().position.index;
+        let target = inner.visible.index();
         Ok((target, state.flush_failures))
     }
 
@@ -315,16 +318,21 @@ impl Store {
         self.inner().state.lock().durable.clone()
     }
 
+    /// The index of [`durable_position`](Store::durable_position).
+    pub(crate) fn durable_index(&self) -> u64 {
+        self.inner().state.lock().durable.index
+    }
+
     /// The position of the last published run.
     #[must_use]
     pub fn visible_position(&self) -> Position {
-        self.inner().visible.load().position.clone()
+        self.inner().visible.load().position
     }
 
     /// The newest published sequence number of a partition; 0 for none.
     #[must_use]
     pub fn last_sequence(&self, partition: PartitionId) -> SequenceNumber {
-        SequenceNumber(self.inner().visible.load().sequence(partition.slot()))
+        SequenceNumber(self.inner().visible.sequence(partition.slot()))
     }
 
     /// The newest published version of a key.
@@ -338,7 +346,7 @@ impl Store {
         // because only then is it certain to hold all that was visible.
         let mut superversion = inner.superversion.load();
         loop {
-            let sequence = inner.visible.load().sequence(partition.slot());
+            let sequence = inner.visible.sequence(partition.slot());
             let now = inner.superversion.load();
             if Arc::ptr_eq(&superversion, &now) {
                 return superversion.get(partition.slot(), key, sequence);
@@ -382,7 +390,7 @@ impl Store {
                 "{partition} keeps only the newest versions: it has no floor"
             )));
         }
-        let visible = inner.visible.load().sequence(partition.slot());
+        let visible = inner.visible.sequence(partition.slot());
         if sequence.0 > visible {
             return Err(Error::FutureSequence { asked: sequence.0, visible });
         }
@@ -406,7 +414,7 @@ impl Store {
     #[must_use]
     pub fn floor(&self, partition: PartitionId) -> SequenceNumber {
         let retention = self.inner().retention.lock();
-        let visible = self.inner().visible.load().sequence(partition.slot());
+        let visible = self.inner().visible.sequence(partition.slot());
         SequenceNumber(retention.floor(partition.slot(), visible))
     }
 
@@ -490,7 +498,7 @@ impl Store {
             return Ok(());
         }
         // The log first: the directory may belong to somebody else as soon as the lock is released.
-        let logged = self.wal().map_or(Ok(()), Wal::close);
+        let logged = self.wal().map_or(Ok(()), |wal| wal.close(&self));
         // What was found and not recorded yet; a failure poisons the store.
         let _poisoned = inner.settle_damage().is_err();
         let sound = self.0.stop();
@@ -514,7 +522,7 @@ impl Inner {
     fn check_next(&self, state: &State, index: u64) -> Result<()> {
         check_no_run(state)?;
         state.check_writable()?;
-        let last = self.visible.load().position.index;
+        let last = self.visible.index();
         if index <= last {
             return Err(Error::AlreadyApplied { what: "position", asked: index, last });
         }

@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
@@ -35,7 +36,8 @@ use crate::store::inner::{Bells, Inner, State};
 use crate::store::metrics::Counters;
 use crate::store::retention::Retention;
 use crate::store::space::Space;
-use crate::store::superversion::{SuperVersion, Visible};
+use crate::store::superversion::SuperVersion;
+use crate::store::visible::{Visible, VisibleCell};
 use crate::vfs::{Vfs, VfsLock, create_dir_durable};
 
 /// Opens or creates the store in `dir`.
@@ -107,6 +109,8 @@ pub(crate) fn open(
         version,
         durable: state.position.clone(),
         run_open: false,
+        run_waiters: 0,
+        sequences: visible.sequences.clone(),
         flushing: false,
         compacting: false,
         closing: false,
@@ -126,7 +130,7 @@ pub(crate) fn open(
         cache,
         graveyard,
         superversion: ArcSwap::from_pointee(superversion),
-        visible: ArcSwap::from_pointee(visible),
+        visible: VisibleCell::new(&visible),
         retention: Mutex::new(retention),
         catalog: Mutex::new(catalog),
         state: Mutex::new(shared),
@@ -137,6 +141,7 @@ pub(crate) fn open(
         reports,
         scrub: Mutex::default(),
         dir_lock: Mutex::new(Some(dir_lock)),
+        refusing: AtomicBool::new(false),
     })
 }
 

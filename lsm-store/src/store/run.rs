@@ -4,12 +4,15 @@ use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
+
 use crate::error::{Error, Result};
 use crate::internal_key::SEQUENCE_ABOVE_ALL;
 use crate::memtable::MemSet;
-use crate::store::inner::Inner;
+use crate::options::Executor;
+use crate::store::Store;
+use crate::store::inner::{Inner, State};
 use crate::store::iter::{Iter, IterOptions};
-use crate::store::superversion::Visible;
 use crate::types::{
     Found, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Op, PartitionId, Position,
     SequenceNumber,
@@ -39,13 +42,20 @@ impl fmt::Debug for Run {
 }
 
 impl Run {
-    pub(crate) fn new(
-        inner: Arc<Inner>,
-        active: Arc<MemSet>,
+    /// Opens a run; the caller has made sure that none is open.
+    pub(super) fn begin(
+        inner: &Arc<Inner>,
+        state: &mut MutexGuard<'_, State>,
         position: Position,
-        sequences: Vec<u64>,
     ) -> Self {
-        Self { inner, active, position, sequences, published: false }
+        state.run_open = true;
+        Self {
+            inner: Arc::clone(inner),
+            active: Arc::clone(&state.active),
+            position,
+            sequences: std::mem::take(&mut state.sequences),
+            published: false,
+        }
     }
 
     /// The position the run moves the store to.
@@ -97,10 +107,33 @@ impl Run {
                 Op::Delete { .. } => {}
             }
         }
-        self.inner.state.lock().check_writable()?;
+        self.inner.check_writable()?;
         *last = sequence.0;
         self.active.apply(partition.slot(), sequence.0, ops);
         Ok(())
+    }
+
+    /// Applies operations that the store's own log holds under this number: all of them, or some of them if
+    /// more follow with the same number.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an unknown partition.
+    pub(crate) fn apply_logged(
+        &mut self,
+        partition: PartitionId,
+        sequence: SequenceNumber,
+        ops: &[Op<'_>],
+    ) -> Result<()> {
+        let last = self.sequences.get_mut(partition.slot()).ok_or_else(|| unknown(partition))?;
+        assert!(*last <= sequence.0, "numbers of {partition} fall from {last} to {sequence}");
+        *last = sequence.0;
+        self.active.apply(partition.slot(), sequence.0, ops);
+        Ok(())
+    }
+
+    /// Moves the run to a later position than it was begun with.
+    pub(crate) fn advance(&mut self, index: u64) {
+        self.position.index = index;
     }
 
     /// The newest version of a key, the run's own batches included.
@@ -161,24 +194,23 @@ impl Run {
     pub fn publish(mut self) -> Result<()> {
         let mut state = self.inner.state.lock();
         state.check_writable()?;
-        let visible = Visible {
-            position: std::mem::take(&mut self.position),
-            sequences: std::mem::take(&mut self.sequences),
-        };
-        let before = self.inner.visible.load();
-        assert!(
-            before.position.index <= visible.position.index,
-            "published position falls from {} to {}",
-            before.position.index,
-            visible.position.index
-        );
-        drop(before);
-        self.inner.visible.store(Arc::new(visible));
-        state.run_open = false;
-        drop(state);
+        let (before, now) = (self.inner.visible.index(), self.position.index);
+        assert!(before <= now, "published position falls from {before} to {now}");
+        self.inner.visible.publish(&self.position, &self.sequences);
+        state.sequences = std::mem::take(&mut self.sequences);
         self.published = true;
+        self.end(state);
         self.inner.counters.runs.add(1);
         Ok(())
+    }
+
+    fn end(&self, mut state: MutexGuard<'_, State>) {
+        state.run_open = false;
+        let waited_for = state.run_waiters > 0;
+        drop(state);
+        if waited_for {
+            self.inner.changed.notify_all();
+        }
     }
 
     fn check_partition(&self, partition: PartitionId) -> Result<()> {
@@ -195,7 +227,54 @@ impl Drop for Run {
         let reason =
             format!("the run at position {position} was dropped without having been published");
         self.inner.poison(&Error::Poisoned { reason });
-        self.inner.state.lock().run_open = false;
+        self.end(self.inner.state.lock());
+    }
+}
+
+impl Store {
+    /// Waits, if the memtables are full and no more may be frozen, until they may: what is logged next must
+    /// find room. Called before it is.
+    ///
+    /// # Errors
+    /// `Stalled`, `Poisoned`, `Closed`.
+    pub(crate) fn make_room(&self) -> Result<()> {
+        let inner = self.inner();
+        inner.check_writable()?;
+        if !inner.freeze_is_due(&inner.superversion.load().active) {
+            return Ok(());
+        }
+        let state = inner.state.lock();
+        state.check_writable()?;
+        drop(self.wait_for_room(state)?);
+        Ok(())
+    }
+
+    /// Begins a run of batches that are in the store's own log, hence cannot be refused any more: full
+    /// memtables are frozen if they may be, and else take these batches, too. `freeze` asks for a freeze of
+    /// memtables that are not full. One call at a time.
+    ///
+    /// # Errors
+    /// `Poisoned`, `Closed`.
+    pub(crate) fn begin_logged(&self, index: u64, freeze: bool) -> Result<Run> {
+        let inner = self.inner();
+        let mut state = inner.state.lock();
+        // Only a range that is being replaced excludes runs here.
+        inner.wait_for_run(&mut state);
+        state.check_writable()?;
+        let full = inner.freeze_is_due(&state.active);
+        if (full || freeze) && state.frozen.len() < inner.options.frozen_max {
+            inner.freeze(&mut state);
+            if inner.executor == Executor::Inline {
+                drop(state);
+                // A failed job is recorded, and tried again at the next freeze.
+                let _recorded = inner.work_inline().is_err();
+                state = inner.state.lock();
+                state.check_writable()?;
+            } else {
+                inner.ring_flush();
+            }
+        }
+        Ok(Run::begin(self.inner_arc(), &mut state, Position { index, ..Position::default() }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a reader looks at: memtables and tables at one moment, and what is visible of them.
+//! What a reader looks at: memtables and tables at one moment.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::iter::reading::Reading;
 use crate::manifest::version::Version;
 use crate::memtable::MemSet;
 use crate::sstable::filter::key_hash;
-use crate::types::{Found, Position, SequenceNumber};
+use crate::types::{Found, SequenceNumber};
 
 /// Memtables and tables. Immutable but for the active memtable, which only grows; replaced as a whole
 /// when a memtable is frozen, a flush or a compaction installed.
@@ -25,20 +25,6 @@ pub(crate) struct SuperVersion {
     /// Oldest first.
     pub(crate) frozen: Vec<Arc<MemSet>>,
     pub(crate) version: Arc<Version>,
-}
-
-/// How far readers see.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Visible {
-    pub(crate) position: Position,
-    /// Per partition.
-    pub(crate) sequences: Vec<u64>,
-}
-
-impl Visible {
-    pub(crate) fn sequence(&self, partition: usize) -> u64 {
-        self.sequences.get(partition).copied().unwrap_or(0)
-    }
 }
 
 impl SuperVersion {

@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 use crate::store::inner::Inner;
 use crate::store::iter::{Iter, IterOptions};
 use crate::store::run::unknown;
-use crate::store::superversion::{SuperVersion, Visible};
+use crate::store::superversion::SuperVersion;
 use crate::store::versions::Versions;
+use crate::store::visible::Visible;
 use crate::types::{Found, PartitionId, Position, SequenceNumber};
 
 /// Reads at fixed sequence numbers of all partitions. Cheap to clone. While it lives, no version it sees
@@ -34,10 +35,10 @@ impl View {
     /// Fixes what is visible now.
     pub(crate) fn now(inner: Arc<Inner>) -> Self {
         let mut retention = inner.retention.lock();
-        let visible = inner.visible.load_full();
-        retention.pin(&visible.sequences);
+        let Visible { position, sequences } = inner.visible.load();
+        retention.pin(&sequences);
         drop(retention);
-        Self::pinned(inner, &visible, visible.sequences.clone())
+        Self(Arc::new(Pinned { inner, position, sequences }))
     }
 
     /// As [`View::now`], with another number of one partition.
@@ -49,18 +50,13 @@ impl View {
         // What is visible is read and pinned under the lock that jobs take their bound under. A
         // superversion is loaded at each read, hence after this, and holds all that is visible now.
         let mut retention = inner.retention.lock();
-        let visible = inner.visible.load_full();
-        let mut sequences = visible.sequences.clone();
+        let Visible { position, mut sequences } = inner.visible.load();
         let slot = sequences.get_mut(partition.slot()).ok_or_else(|| unknown(partition))?;
         retention.check(partition.slot(), sequence.0, *slot)?;
         *slot = sequence.0;
         retention.pin(&sequences);
         drop(retention);
-        Ok(Self::pinned(inner, &visible, sequences))
-    }
-
-    fn pinned(inner: Arc<Inner>, visible: &Visible, sequences: Vec<u64>) -> Self {
-        Self(Arc::new(Pinned { inner, position: visible.position.clone(), sequences }))
+        Ok(Self(Arc::new(Pinned { inner, position, sequences })))
     }
 
     /// The number a partition is read at; 0 for an unknown one.

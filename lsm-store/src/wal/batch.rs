@@ -1,5 +1,5 @@
 //! A write batch, and its bytes in the log, which are also what is applied: a batch that was just
-//! written and one that is replayed go the same way.
+//! written and one that is replayed go the same way. It is encoded once, while it is built.
 //!
 //! ```text
 //! partitions varint, then for each: partition varint, sequence varint      (partitions ascending)
@@ -9,7 +9,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use crate::coding::{DecodeError, Reader, put_length_prefixed, put_varint};
+use crate::coding::{DecodeError, MAX_VARINT_BYTES, Reader, put_length_prefixed, put_varint};
 use crate::error::{Error, Result};
 use crate::types::{
     MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES, Op, PartitionId, SequenceNumber,
@@ -99,25 +99,35 @@ impl WriteBatch {
 
     /// The partitions it touches, ascending.
     pub(crate) fn partitions(&self) -> impl Iterator<Item = PartitionId> {
-        let bits = self.partitions;
-        (0..64_u8).filter(move |bit| bits >> bit & 1 == 1).map(PartitionId)
+        bits(self.partitions)
     }
 
     /// The operations' part of the payload.
-    pub(crate) fn operations(&self) -> &[u8] {
+    pub(crate) fn encoded(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The payload's first part: the numbers given to the partitions, and how many operations follow.
-    pub(crate) fn prefix(&self, sequences: &[(PartitionId, SequenceNumber)]) -> Vec<u8> {
-        let mut prefix = Vec::with_capacity(16 + 12 * sequences.len());
-        put_varint(&mut prefix, sequences.len() as u64);
-        for (partition, sequence) in sequences {
-            put_varint(&mut prefix, u64::from(partition.0));
-            put_varint(&mut prefix, sequence.0);
+    /// The operations.
+    pub(crate) fn operations(&self) -> Operations<'_> {
+        Operations { reader: Reader::new(&self.bytes), left: self.operations }
+    }
+
+    /// Replaces `prefix` with the payload's first part: the numbers given to the partitions, and how many
+    /// operations follow.
+    pub(crate) fn encode_prefix(&self, numbers: &SequenceNumbers, prefix: &mut Vec<u8>) {
+        prefix.clear();
+        put_varint(prefix, u64::from(numbers.partitions.count_ones()));
+        for (partition, sequence) in numbers.iter() {
+            put_varint(prefix, u64::from(partition.0));
+            put_varint(prefix, sequence.0);
         }
-        put_varint(&mut prefix, self.operations);
-        prefix
+        put_varint(prefix, self.operations);
+    }
+
+    /// The payload's size at most, whatever the numbers are.
+    pub(crate) fn payload_bytes_max(&self) -> u64 {
+        let partitions = self.partitions.count_ones() as usize;
+        (self.bytes.len() + (2 + 2 * partitions) * MAX_VARINT_BYTES) as u64
     }
 }
 
@@ -129,54 +139,154 @@ fn check(what: &'static str, size: usize, limit: usize) -> Result<()> {
     }
 }
 
-/// One partition's share of a batch.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Share<'a> {
-    pub(crate) partition: PartitionId,
-    pub(crate) sequence: SequenceNumber,
-    pub(crate) ops: Vec<Op<'a>>,
+/// The sequence numbers that a batch was given, one for each partition it touches.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SequenceNumbers {
+    /// Bit `p` stands for partition `p`.
+    partitions: u64,
+    /// The number of the lowest partition; the others' follow. Most batches touch one, which costs no
+    /// allocation.
+    first: u64,
+    rest: Vec<u64>,
+}
+
+impl SequenceNumbers {
+    /// The number given in a partition, if the batch touched it.
+    #[must_use]
+    pub fn get(&self, partition: PartitionId) -> Option<SequenceNumber> {
+        let bit = 1_u64.checked_shl(u32::from(partition.0))?;
+        if self.partitions & bit == 0 {
+            return None;
+        }
+        match (self.partitions & (bit - 1)).count_ones() as usize {
+            0 => Some(SequenceNumber(self.first)),
+            before => self.rest.get(before - 1).copied().map(SequenceNumber),
+        }
+    }
+
+    /// Adds a partition above those that are there.
+    pub(crate) fn push(&mut self, partition: PartitionId, sequence: u64) {
+        if self.partitions == 0 {
+            self.first = sequence;
+        } else {
+            self.rest.push(sequence);
+        }
+        self.partitions |= 1 << partition.0;
+    }
+
+    /// The partitions, ascending, with their numbers.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PartitionId, SequenceNumber)> {
+        let numbers = std::iter::once(&self.first).chain(&self.rest);
+        bits(self.partitions).zip(numbers.map(|number| SequenceNumber(*number)))
+    }
+}
+
+/// The partitions that `bits` stand for, ascending.
+fn bits(bits: u64) -> impl Iterator<Item = PartitionId> {
+    let mut left = bits;
+    std::iter::from_fn(move || {
+        let lowest = u8::try_from(left.trailing_zeros()).ok().filter(|_| left != 0)?;
+        left &= left - 1;
+        Some(PartitionId(lowest))
+    })
 }
 
 /// Takes the number of partitions and their sequence numbers off the front of a payload.
-fn shares<'a>(reader: &mut Reader<'_>) -> std::result::Result<Vec<Share<'a>>, DecodeError> {
-    let mut shares: Vec<Share<'a>> = Vec::new();
+fn decode_numbers(reader: &mut Reader<'_>) -> std::result::Result<SequenceNumbers, DecodeError> {
+    let mut numbers = SequenceNumbers::default();
     for _ in 0..reader.varint()? {
         let at = reader.clone();
         let partition = PartitionId(u8::try_from(reader.varint()?).unwrap_or(u8::MAX));
         if partition.slot() >= MAX_PARTITIONS {
             return Err(at.error("a partition that no store has"));
         }
-        if shares.last().is_some_and(|last| last.partition >= partition) {
+        if numbers.partitions >> partition.0 != 0 {
             return Err(at.error("partitions that do not rise"));
         }
-        let sequence = SequenceNumber(reader.varint()?);
-        shares.push(Share { partition, sequence, ops: Vec::new() });
+        numbers.push(partition, reader.varint()?);
     }
-    Ok(shares)
+    Ok(numbers)
 }
 
-/// Takes a payload apart: what each partition gets, in the order of the operations.
-pub(crate) fn decode(payload: &[u8]) -> std::result::Result<Vec<Share<'_>>, DecodeError> {
+/// Takes a payload apart: the numbers given, and the operations, which may still turn out to be damaged.
+pub(crate) fn decode(
+    payload: &[u8],
+) -> std::result::Result<(SequenceNumbers, Operations<'_>), DecodeError> {
     let mut reader = Reader::new(payload);
-    let mut shares = shares(&mut reader)?;
-    for _ in 0..reader.varint()? {
-        let at = reader.clone();
-        let kind = reader.u8()?;
-        let partition = reader.varint()?;
-        let key = reader.length_prefixed()?;
-        let op = match kind {
-            PUT => Op::Put { key, value: reader.length_prefixed()? },
-            DELETE => Op::Delete { key },
+    let numbers = decode_numbers(&mut reader)?;
+    let left = reader.varint()?;
+    Ok((numbers, Operations { reader, left }))
+}
+
+/// How many operations of one partition are handed on at once.
+const CHUNK: usize = 16;
+
+/// The operations of a batch, from its bytes.
+#[derive(Debug)]
+pub(crate) struct Operations<'a> {
+    reader: Reader<'a>,
+    left: u64,
+}
+
+impl<'a> Operations<'a> {
+    /// Hands on the operations in their order, several of one partition at a time, with the number that
+    /// the partition was given.
+    ///
+    /// # Errors
+    /// That of `each`, or what `damaged` makes of bytes that are no operation; those before are handed on.
+    pub(crate) fn for_each_chunk(
+        mut self,
+        numbers: &SequenceNumbers,
+        damaged: impl Fn(DecodeError) -> Error,
+        mut each: impl FnMut(PartitionId, SequenceNumber, &[Op<'a>]) -> Result<()>,
+    ) -> Result<()> {
+        let mut chunk = [Op::Delete { key: &[][..] }; CHUNK];
+        let mut held = 0;
+        let mut of = None;
+        while self.left > 0 {
+            let at = self.reader.clone();
+            let (partition, op) = self.take().map_err(&damaged)?;
+            let given = numbers.get(partition).map(|sequence| (partition, sequence));
+            if given.is_none() {
+                let what = "an operation of a partition without a sequence number";
+                return Err(damaged(at.error(what)));
+            }
+            if let Some((partition, sequence)) = of
+                && held > 0
+                && (given != of || held == CHUNK)
+            {
+                each(partition, sequence, chunk.get(..held).unwrap_or_default())?;
+                held = 0;
+            }
+            of = given;
+            if let Some(slot) = chunk.get_mut(held) {
+                *slot = op;
+                held += 1;
+            }
+        }
+        if let Some((partition, sequence)) = of {
+            each(partition, sequence, chunk.get(..held).unwrap_or_default())?;
+        }
+        self.reader.finish().map_err(damaged)
+    }
+
+    fn take(&mut self) -> std::result::Result<(PartitionId, Op<'a>), DecodeError> {
+        self.left -= 1;
+        let at = self.reader.clone();
+        let kind = self.reader.u8()?;
+        let partition = PartitionId(u8::try_from(self.reader.varint()?).unwrap_or(u8::MAX));
+        let key = self.reader.length_prefixed()?;
+        let value = match kind {
+            PUT => self.reader.length_prefixed()?,
+            DELETE => &[],
             _ => return Err(at.error("an unknown kind of operation")),
         };
-        let share = shares.iter_mut().find(|share| u64::from(share.partition.0) == partition);
-        share
-            .ok_or_else(|| at.error("an operation of a partition without a sequence number"))?
-            .ops
-            .push(op);
+        if key.len() > MAX_KEY_BYTES || value.len() > MAX_VALUE_BYTES {
+            return Err(at.error("a key or value above its limit"));
+        }
+        let op = if kind == PUT { Op::Put { key, value } } else { Op::Delete { key } };
+        Ok((partition, op))
     }
-    reader.finish()?;
-    Ok(shares)
 }
 
 #[cfg(test)]
@@ -188,34 +298,53 @@ mod tests {
     const ONE: PartitionId = PartitionId(1);
     const SIX: PartitionId = PartitionId(6);
 
+    fn numbers(batch: &WriteBatch) -> SequenceNumbers {
+        let mut numbers = SequenceNumbers::default();
+        batch.partitions().for_each(|p| numbers.push(p, 300 + u64::from(p.0)));
+        numbers
+    }
+
     fn payload(batch: &WriteBatch) -> Vec<u8> {
-        let sequences: Vec<_> =
-            batch.partitions().map(|p| (p, SequenceNumber(300 + u64::from(p.0)))).collect();
-        [batch.prefix(&sequences), batch.operations().to_vec()].concat()
+        let mut payload = Vec::new();
+        batch.encode_prefix(&numbers(batch), &mut payload);
+        payload.extend_from_slice(batch.encoded());
+        payload
+    }
+
+    type Row = (PartitionId, u64, Vec<u8>, Option<Vec<u8>>);
+
+    /// All operations with the numbers they are given; a value for a put, none for a delete.
+    fn rows(payload: &[u8]) -> Result<Vec<Row>> {
+        let damaged = |error: DecodeError| Error::InvalidArgument(error.to_string());
+        let (numbers, operations) = decode(payload).map_err(damaged)?;
+        let mut rows = Vec::new();
+        operations.for_each_chunk(&numbers, damaged, |partition, sequence, ops| {
+            assert!(!ops.is_empty() && ops.len() <= CHUNK, "{} operations", ops.len());
+            rows.extend(ops.iter().map(|op| match op {
+                Op::Put { key, value } => {
+                    (partition, sequence.0, key.to_vec(), Some(value.to_vec()))
+                }
+                Op::Delete { key } => (partition, sequence.0, key.to_vec(), None),
+            }));
+            Ok(())
+        })?;
+        Ok(rows)
     }
 
     #[test]
-    fn a_batch_comes_back_split_by_partition_in_order() {
+    fn a_batch_comes_back_with_the_numbers_of_its_partitions_in_order() {
         let mut batch = WriteBatch::new();
         batch.put(SIX, b"a", b"1").expect("small");
         batch.delete(ONE, b"").expect("small");
         batch.delete(SIX, b"a").expect("small");
         let bytes = payload(&batch);
         assert_eq!(batch.len(), 3);
-        let shares = decode(&bytes).expect("whole");
         assert_eq!(
-            shares,
+            rows(&bytes).expect("whole"),
             [
-                Share {
-                    partition: ONE,
-                    sequence: SequenceNumber(301),
-                    ops: vec![Op::Delete { key: b"" }]
-                },
-                Share {
-                    partition: SIX,
-                    sequence: SequenceNumber(306),
-                    ops: vec![Op::Put { key: b"a", value: b"1" }, Op::Delete { key: b"a" }]
-                },
+                (SIX, 306, b"a".to_vec(), Some(b"1".to_vec())),
+                (ONE, 301, Vec::new(), None),
+                (SIX, 306, b"a".to_vec(), None),
             ]
         );
         assert_eq!(
@@ -225,6 +354,32 @@ mod tests {
                 3, 0, 6, 1, b'a', 1, b'1', 1, 1, 0, 1, 6, 1, b'a' // three operations
             ]
         );
+        let given = numbers(&batch);
+        assert_eq!(given.get(ONE), Some(SequenceNumber(301)), "the first");
+        assert_eq!(given.get(SIX), Some(SequenceNumber(306)), "the second");
+        for other in [0, 2, 5, 7, 63, 64, 255] {
+            assert_eq!(given.get(PartitionId(other)), None, "partition {other}");
+        }
+    }
+
+    #[test]
+    fn many_operations_are_handed_on_in_chunks_and_none_is_lost() {
+        for count in [0, 1, CHUNK, CHUNK + 1, 5 * CHUNK - 1] {
+            let mut batch = WriteBatch::new();
+            let mut expected = Vec::new();
+            for n in 0..count {
+                let key = (n as u64).to_le_bytes();
+                batch.put(ONE, &key, b"v").expect("small");
+                expected.push((ONE, 301, key.to_vec(), Some(b"v".to_vec())));
+                if n % 7 == 0 {
+                    batch.delete(SIX, &key).expect("small");
+                    expected.push((SIX, 306, key.to_vec(), None));
+                }
+            }
+            assert_eq!(rows(&payload(&batch)).expect("whole"), expected, "{count} operations");
+            let room = batch.payload_bytes_max();
+            assert!(payload(&batch).len() as u64 <= room, "at most {room} bytes");
+        }
     }
 
     #[test]
@@ -254,20 +409,20 @@ mod tests {
         batch.delete(SIX, b"another").expect("small");
         let good = payload(&batch);
         for len in 0..good.len() {
-            assert!(decode(&good[..len]).is_err(), "cut to {len}");
+            assert!(rows(&good[..len]).is_err(), "cut to {len}");
         }
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             // Wrong or other content: the record's checksum is what tells.
-            let _either = decode(&bad).is_ok();
+            let _either = rows(&bad).is_ok();
         }
     }
 
     proptest! {
         #[test]
         fn any_bytes_decode_or_fail_but_never_panic(bytes in proptest::collection::vec(0..12_u8, 0..80)) {
-            let _either = decode(&bytes).is_ok();
+            let _either = rows(&bytes).is_ok();
         }
     }
 }

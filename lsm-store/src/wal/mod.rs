@@ -1,36 +1,44 @@
 //! The write-ahead log of a stand-alone store: group commit, replay, removal of what is in tables.
 //!
 //! ```text
-//! write ─► queue ─► the first waiting writer leads: append all ─► one sync ─► apply all ─► publish ─► wake all
+//! write ─► queue ─► the writer in front leads: room in memory ─► append, write ─► sync ─► apply ─► publish ─► tell
 //! ```
 //!
 //! * One batch is one record; its number is the position's index, counted by the log without gaps. Order
 //!   in the log, order of numbers and order of visibility are the same.
-//! * Nothing becomes visible before it is in the log, and synced if any writer of its group asked for it.
-//! * The first failure of the log poisons the store, before anybody is woken.
+//! * Nothing becomes visible before it is in the log, and synced if its writer or one before it asked for it. A
+//!   buffered batch waits for a sync only if a batch before it in the log wants one that is not done.
+//! * The first failure of the log poisons the store, before anybody is woken. What is refused before the log
+//!   was touched (no room in memory, no space for a new segment) can be tried again.
 //! * A segment is removed when everything in it is in tables. The head of a segment says how many batches
-//!   came before, so a missing piece of the log is noticed.
+//!   came before, so a missing piece of the log is noticed. All partitions are frozen together, so a cold
+//!   one pins nothing; a log above [`Options::wal_max_bytes`](crate::Options::wal_max_bytes) freezes them.
+//!
+//! `queue` has the order of things and the waiting, `batch` the bytes. Locks: `log` is taken by the leader, by
+//! who begins a sync and by the end of the store. It comes before those of the store (see `store/inner.rs`).
 
 pub(crate) mod batch;
+mod queue;
+#[cfg(test)]
+mod queue_tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-pub use batch::{MAX_BATCH_BYTES, WriteBatch};
+pub use batch::{MAX_BATCH_BYTES, SequenceNumbers, WriteBatch};
 
+use crate::coding::DecodeError;
 use crate::error::{Error, IoContext, Result};
-use crate::journal::record::kind;
+use crate::journal::record::{kind, record_bytes};
 use crate::journal::segment::file_name;
-use crate::journal::{Journal, JournalOptions, Record, RecordAddress};
-use crate::store::Store;
-use crate::types::{PartitionId, Position, SequenceNumber};
+use crate::journal::{BorrowedRecord, Journal, JournalOptions};
+use crate::store::{Run, Store};
+use crate::types::{Position, SequenceNumber};
 use crate::vfs::Vfs;
-
-/// A group takes no more than this, but always one batch.
-const GROUP_BYTES: usize = 1 << 20;
+use queue::{Answers, CommitQueue, Items, Stages};
 
 /// What must have happened to a batch before its write returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,18 +50,6 @@ pub enum Durability {
     Buffered,
 }
 
-/// The sequence numbers that a batch was given, one for each partition it touches.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SequenceNumbers(Vec<(PartitionId, SequenceNumber)>);
-
-impl SequenceNumbers {
-    /// The number given in a partition, if the batch touched it.
-    #[must_use]
-    pub fn get(&self, partition: PartitionId) -> Option<SequenceNumber> {
-        self.0.iter().find(|(other, _)| *other == partition).map(|(_, sequence)| *sequence)
-    }
-}
-
 impl Store {
     /// Writes a batch into the store's own log and makes it visible. Many threads may write at once: what
     /// waits while one of them syncs is written and synced together next.
@@ -62,8 +58,10 @@ impl Store {
     ///
     /// # Errors
     /// `InvalidArgument` for a store without a log of its own or an unknown partition; `Stalled` if
-    /// background work does not keep up: in both cases nothing was written. After `Io` the store is
-    /// poisoned, and whether the batch is in the log is known when it is opened again. `Poisoned`, `Closed`.
+    /// background work does not keep up; `NoSpace`, or `Io` in creating it, if there is no file for what
+    /// comes next of the log: in these cases nothing was written, and the write can be tried again. After
+    /// any other `Io` the store is poisoned, and whether the batch is in the log is known when it is opened
+    /// again. `Poisoned`, `Closed`.
     pub fn write(&self, batch: WriteBatch, durability: Durability) -> Result<SequenceNumbers> {
         let Some(wal) = self.wal() else {
             let detail = "the caller's log is the log of this store: use runs, not `write`";
@@ -72,7 +70,8 @@ impl Store {
         for partition in batch.partitions() {
             self.check_partition(partition)?;
         }
-        wal.write(self, batch, durability)
+        let stages = Commit { wal, store: self };
+        wal.queue.commit(&stages, Work::Write { batch, durability })
     }
 }
 
@@ -84,25 +83,28 @@ pub(crate) fn directory(dir: &Path) -> PathBuf {
 /// The log of an open store.
 #[derive(Debug)]
 pub(crate) struct Wal {
-    queue: Mutex<Queue>,
-    /// A group is done.
-    done: Condvar,
-    /// Locked by the leader only, and by the end of the store.
+    queue: CommitQueue<Work, Result<SequenceNumbers>>,
     log: Mutex<Log>,
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: VecDeque<Arc<Ticket>>,
-    leading: bool,
+#[derive(Debug)]
+enum Work {
+    Write {
+        batch: WriteBatch,
+        durability: Durability,
+    },
+    /// Sync the log and end it.
+    Close,
 }
 
-/// A batch that waits for its group.
-#[derive(Debug)]
-struct Ticket {
-    batch: WriteBatch,
-    durability: Durability,
-    outcome: Mutex<Option<Result<SequenceNumbers>>>,
+impl Work {
+    /// The batch, if there is anything to log.
+    fn batch(&self) -> Option<&WriteBatch> {
+        match self {
+            Self::Write { batch, .. } => Some(batch).filter(|batch| !batch.is_empty()),
+            Self::Close => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -111,28 +113,25 @@ struct Log {
     journal: Option<Journal>,
     /// The number of the last batch in the log.
     last: u64,
+    /// Per partition the last sequence number in the log.
+    sequences: Vec<u64>,
     /// For each segment the number of its last batch.
     segments: BTreeMap<u64, u64>,
-    /// Segments below this durable position were looked at for removal.
-    removed_for: u64,
+    /// The front of the payload that is being encoded; kept for its capacity.
+    prefix: Vec<u8>,
 }
 
-/// Leads a group; whatever happens, the others are told and somebody else can lead.
-struct Lead<'a> {
-    wal: &'a Wal,
-    group: Vec<Arc<Ticket>>,
-}
-
-impl Drop for Lead<'_> {
-    fn drop(&mut self) {
-        for ticket in &self.group {
-            ticket.outcome.lock().get_or_insert_with(|| {
-                Err(Error::Poisoned { reason: "the writer that led the group panicked".to_owned() })
-            });
-        }
-        self.wal.queue.lock().leading = false;
-        self.wal.done.notify_all();
-    }
+/// A group on its way from the log into the memtables.
+#[derive(Debug)]
+struct Logged {
+    own: SequenceNumbers,
+    others: Vec<SequenceNumbers>,
+    /// The number of its last batch; of the last one before if there is none.
+    last: u64,
+    batches: u64,
+    /// Full or not, the memtables should be frozen: the log is too large.
+    freeze: bool,
+    failure: Option<Error>,
 }
 
 impl Wal {
@@ -145,92 +144,235 @@ impl Wal {
             ..JournalOptions::new(inner.options.store_id, inner.catalog.lock().epoch_seed())
         };
         let durable = store.durable_position().index;
-        let (journal, recovery) = Journal::open(Arc::clone(&inner.vfs), &dir, options)?;
+        let (journal, mut recovery) = Journal::open(Arc::clone(&inner.vfs), &dir, options)?;
         if recovery.segments() == 0 && durable > 0 && !inner.is_fresh_copy() {
             let detail =
                 format!("the write-ahead log is missing: the tables hold batches up to {durable}");
             return Err(Error::corruption(&dir, 0, detail));
         }
-        let mut log =
-            Log { journal: None, last: durable, segments: BTreeMap::new(), removed_for: 0 };
-        for item in recovery {
-            let (address, record) = item?;
-            log.replay(store, &dir, durable, address, &record)?;
+        let mut replay = Replay {
+            store,
+            dir: &dir,
+            durable,
+            last: durable,
+            run: None,
+            segments: BTreeMap::new(),
+        };
+        while let Some(record) = recovery.next_borrowed()? {
+            replay.record(&record)?;
         }
-        log.journal = Some(journal);
-        Ok(Self { queue: Mutex::default(), done: Condvar::new(), log: Mutex::new(log) })
-    }
-
-    /// Writes a batch: in the log, then visible. Waits until both is done.
-    pub(crate) fn write(
-        &self,
-        store: &Store,
-        batch: WriteBatch,
-        durability: Durability,
-    ) -> Result<SequenceNumbers> {
-        let ticket = Arc::new(Ticket { batch, durability, outcome: Mutex::new(None) });
-        let mut queue = self.queue.lock();
-        queue.waiting.push_back(Arc::clone(&ticket));
-        loop {
-            let outcome = ticket.outcome.lock().take();
-            if let Some(outcome) = outcome {
-                return outcome;
-            }
-            if queue.leading {
-                self.done.wait(&mut queue);
-                continue;
-            }
-            queue.leading = true;
-            let group = take_group(&mut queue.waiting);
-            drop(queue);
-            let lead = Lead { wal: self, group };
-            let outcome = self.log.lock().commit(store, &lead.group);
-            deliver(&lead.group, outcome);
-            drop(lead);
-            queue = self.queue.lock();
-        }
+        let log = replay.finish(journal)?;
+        Ok(Self { queue: CommitQueue::default(), log: Mutex::new(log) })
     }
 
     /// Syncs the log and ends it.
-    pub(crate) fn close(&self) -> Result<()> {
-        let journal = self.log.lock().journal.take();
-        match journal {
-            Some(journal) => journal.close(),
-            None => Ok(()),
-        }
+    pub(crate) fn close(&self, store: &Store) -> Result<()> {
+        let closed = self.queue.commit(&Commit { wal: self, store }, Work::Close);
+        closed.map(|_no_numbers| ())
     }
 }
 
-/// The front of the queue, as much as goes together.
-fn take_group(waiting: &mut VecDeque<Arc<Ticket>>) -> Vec<Arc<Ticket>> {
-    let mut bytes = 0;
-    let mut group = Vec::new();
-    while let Some(next) = waiting.front() {
-        bytes += next.batch.bytes();
-        if bytes > GROUP_BYTES && !group.is_empty() {
-            break;
-        }
-        group.extend(waiting.pop_front());
-    }
-    group
+/// The stages of a commit for one writer.
+struct Commit<'a> {
+    wal: &'a Wal,
+    store: &'a Store,
 }
 
-fn deliver(group: &[Arc<Ticket>], outcome: Result<Vec<SequenceNumbers>>) {
-    match outcome {
-        Ok(numbers) => {
-            for (ticket, numbers) in group.iter().zip(numbers) {
-                *ticket.outcome.lock() = Some(Ok(numbers));
-            }
-        }
-        Err(error) => {
-            for ticket in group.iter().skip(1) {
-                *ticket.outcome.lock() = Some(Err(for_followers(&error)));
-            }
-            if let Some(first) = group.first() {
-                *first.outcome.lock() = Some(Err(error));
-            }
+type Batches<'a> = Items<'a, Work, Result<SequenceNumbers>>;
+type Results = Answers<Result<SequenceNumbers>>;
+
+impl Stages for Commit<'_> {
+    type Item = Work;
+    type Outcome = Result<SequenceNumbers>;
+    type Logged = Logged;
+
+    fn bytes(&self, item: &Work) -> usize {
+        item.batch().map_or(0, WriteBatch::bytes)
+    }
+
+    fn wants_sync(&self, item: &Work) -> bool {
+        match item {
+            Work::Write { durability, .. } => *durability == Durability::Sync,
+            Work::Close => true,
         }
     }
+
+    fn log(&self, items: Batches<'_>) -> std::result::Result<Logged, Results> {
+        let mut logged = Logged {
+            own: SequenceNumbers::default(),
+            others: Vec::new(),
+            last: 0,
+            batches: 0,
+            freeze: false,
+            failure: None,
+        };
+        let mut own = true;
+        let done = self.append(&items, &mut logged, |logged, numbers| {
+            if std::mem::replace(&mut own, false) {
+                logged.own = numbers;
+            } else {
+                logged.others.push(numbers);
+            }
+        });
+        match done {
+            Ok(()) => Ok(logged),
+            Err(error) => Err(failed(error, &items)),
+        }
+    }
+
+    fn log_more(
+        &self,
+        logged: &mut Logged,
+        items: Batches<'_>,
+    ) -> std::result::Result<(), Results> {
+        let done = self.append(&items, logged, |logged, numbers| logged.others.push(numbers));
+        done.map_err(|error| failed(error, &items))
+    }
+
+    fn sync(&self, logged: &mut Logged) {
+        // The lock is not held while the disk works.
+        let mut log = self.wal.log.lock();
+        let pending = log.journal.as_mut().ok_or(Error::Closed).and_then(Journal::start_sync);
+        drop(log);
+        let synced = pending.and_then(|pending| pending.map_or(Ok(()), |pending| pending.run()));
+        if let Err(error) = synced {
+            self.fail(logged, error);
+        }
+    }
+
+    fn apply(&self, mut logged: Logged, items: Batches<'_>) -> Results {
+        if items.iter().any(|item| matches!(item, Work::Close)) {
+            let journal = self.wal.log.lock().journal.take();
+            if let Some(Err(error)) = journal.map(Journal::close) {
+                self.fail(&mut logged, error);
+            }
+        }
+        let applied = match logged.failure.take() {
+            Some(failure) => Err(failure),
+            None if logged.batches == 0 => Ok(()),
+            None => self.apply_logged(&logged, &items),
+        };
+        match applied {
+            Ok(()) => Answers {
+                own: Some(Ok(logged.own)),
+                others: logged.others.into_iter().map(Ok).collect(),
+            },
+            Err(error) => failed(error, &items),
+        }
+    }
+
+    fn broken(&self) -> Result<SequenceNumbers> {
+        let reason = "a writer panicked while it led a group".to_owned();
+        let error = Error::Poisoned { reason };
+        self.store.inner().poison(&error);
+        Err(error)
+    }
+}
+
+impl Commit<'_> {
+    /// Brings batches into the log and hands it to the operating system. With an error nothing of them is
+    /// to become visible; unless the store is poisoned by it, nothing of them is in the log either.
+    fn append(
+        &self,
+        items: &Batches<'_>,
+        logged: &mut Logged,
+        mut keep: impl FnMut(&mut Logged, SequenceNumbers),
+    ) -> Result<()> {
+        // The room on the device and in memory first: what is logged cannot be refused any more.
+        self.store.inner().check_space()?;
+        self.store.make_room()?;
+        let mut log = self.wal.log.lock();
+        let log = &mut *log;
+        let Some(journal) = &mut log.journal else { return Err(Error::Closed) };
+        let room =
+            items.iter().filter_map(Work::batch).map(|b| record_bytes(b.payload_bytes_max())).sum();
+        let before = log.last;
+        if room > 0 {
+            let newest = journal.newest_segment();
+            journal
+                .reserve(room, before + 1, &mut |head| {
+                    head.extend_from_slice(&before.to_le_bytes())
+                })
+                .inspect_err(|error| self.poison_with(journal, error))?;
+            if journal.newest_segment() != newest {
+                // Once for each segment: what a freeze gains is known only when it is in tables.
+                logged.freeze = journal.bytes() > self.store.inner().options.wal_max_bytes;
+                log.remove_segments(self.store)?;
+            }
+        }
+        let Some(journal) = &mut log.journal else { return Err(Error::Closed) };
+        for item in items.iter() {
+            let mut numbers = SequenceNumbers::default();
+            if let Some(batch) = item.batch() {
+                for partition in batch.partitions() {
+                    if let Some(last) = log.sequences.get_mut(partition.slot()) {
+                        *last += 1;
+                        numbers.push(partition, *last);
+                    }
+                }
+                batch.encode_prefix(&numbers, &mut log.prefix);
+                log.last += 1;
+                let parts = [&log.prefix[..], batch.encoded()];
+                let appended = journal.append(kind::BATCH, log.last, &parts, &mut |_| {});
+                if let Err(error) = appended {
+                    self.store.inner().poison(&error);
+                    return Err(error);
+                }
+                logged.batches += 1;
+            }
+            keep(logged, numbers);
+        }
+        if log.last > before {
+            log.segments.insert(journal.newest_segment(), log.last);
+        }
+        journal.write_out().inspect_err(|error| self.store.inner().poison(error))?;
+        logged.last = log.last;
+        Ok(())
+    }
+
+    fn poison_with(&self, journal: &Journal, error: &Error) {
+        if journal.is_poisoned() {
+            self.store.inner().poison(error);
+        }
+    }
+
+    fn fail(&self, logged: &mut Logged, error: Error) {
+        if !matches!(error, Error::Closed) {
+            self.store.inner().poison(&error);
+        }
+        logged.failure.get_or_insert(error);
+    }
+
+    fn apply_logged(&self, logged: &Logged, items: &Batches<'_>) -> Result<()> {
+        let mut run = self.store.begin_logged(logged.last, logged.freeze)?;
+        let numbers = std::iter::once(&logged.own).chain(&logged.others);
+        for (item, numbers) in items.iter().zip(numbers) {
+            if let Some(batch) = item.batch() {
+                let damaged = |error: DecodeError| {
+                    let detail = format!("a batch that was just encoded does not decode: {error}");
+                    Error::InvalidArgument(detail)
+                };
+                batch.operations().for_each_chunk(
+                    numbers,
+                    damaged,
+                    |partition, sequence, ops| run.apply_logged(partition, sequence, ops),
+                )?;
+            }
+        }
+        run.publish()
+    }
+}
+
+/// One failure for all: as it is for the first, and for the others the same as far as it can be said twice.
+fn failed(error: Error, items: &Batches<'_>) -> Results {
+    let mut again = for_followers(&error);
+    let mut first = Some(error);
+    items.answer(|| {
+        Err(first.take().unwrap_or_else(|| {
+            let next = for_followers(&again);
+            std::mem::replace(&mut again, next)
+        }))
+    })
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else went wrong ended the store")]
@@ -245,94 +387,20 @@ fn for_followers(error: &Error) -> Error {
             l0_runs: *l0_runs,
             last: last.clone(),
         },
+        Error::Io { op, path, source } => {
+            let source = std::io::Error::new(source.kind(), source.to_string());
+            Error::io(op, path, source)
+        }
         Error::Poisoned { reason } => Error::Poisoned { reason: reason.clone() },
         other => Error::Poisoned { reason: other.to_string() },
     }
 }
 
 impl Log {
-    /// Brings a group into the log, then into the memtables, then in sight. With an error nothing of it
-    /// is visible; whether it is in the log is then unknown, unless the store is still usable.
-    fn commit(&mut self, store: &Store, group: &[Arc<Ticket>]) -> Result<Vec<SequenceNumbers>> {
-        let batches = group.iter().filter(|ticket| !ticket.batch.is_empty()).count() as u64;
-        let sync = group.iter().any(|ticket| ticket.durability == Durability::Sync);
-        let Some(journal) = &mut self.journal else { return Err(Error::Closed) };
-        if batches == 0 {
-            // Nothing to write, but perhaps somebody waits for what was buffered before.
-            store.inner().state.lock().check_writable()?;
-            let synced = if sync { journal.sync() } else { Ok(()) };
-            return match synced {
-                Ok(()) => Ok(group.iter().map(|_| SequenceNumbers::default()).collect()),
-                Err(error) => {
-                    store.inner().poison(&error);
-                    Err(error)
-                }
-            };
-        }
-        // The room on the device and in memory first: if there is none, nothing has happened.
-        store.inner().check_space()?;
-        let position = Position { index: self.last + batches, ..Position::default() };
-        let mut run = store.begin(position)?;
-        let mut numbers = Vec::with_capacity(group.len());
-        let mut payloads = Vec::with_capacity(group.len());
-        let mut next: BTreeMap<PartitionId, u64> = BTreeMap::new();
-        let mut last = self.last;
-        let logged = group.iter().try_for_each(|ticket| {
-            let given: Vec<_> = ticket
-                .batch
-                .partitions()
-                .map(|partition| {
-                    let next =
-                        next.entry(partition).or_insert_with(|| run.last_sequence(partition).0);
-                    *next += 1;
-                    (partition, SequenceNumber(*next))
-                })
-                .collect();
-            if !ticket.batch.is_empty() {
-                let prefix = ticket.batch.prefix(&given);
-                let before = last;
-                last += 1;
-                let parts = [&prefix[..], ticket.batch.operations()];
-                let address = journal.append(kind::BATCH, last, &parts, &mut |head| {
-                    head.extend_from_slice(&before.to_le_bytes())
-                })?;
-                self.segments.insert(address.segment, last);
-                payloads.push(parts.concat());
-            }
-            numbers.push(SequenceNumbers(given));
-            Ok(())
-        });
-        let logged = logged.and_then(|()| if sync { journal.sync() } else { journal.write_out() });
-        if let Err(error) = logged {
-            // Before the run is dropped, whose own reason would hide this one; and before anybody is woken.
-            store.inner().poison(&error);
-            return Err(error);
-        }
-        for payload in &payloads {
-            let shares = batch::decode(payload).map_err(|error| {
-                Error::InvalidArgument(format!(
-                    "a batch that was just encoded does not decode: {error}"
-                ))
-            })?;
-            for share in shares {
-                run.apply(share.partition, share.sequence, &share.ops)?;
-            }
-        }
-        run.publish()?;
-        self.last = last;
-        // The batches are written; what goes wrong from here on is for the next ones.
-        let _poisoned = self.remove_segments(store).is_err();
-        Ok(numbers)
-    }
-
     /// Removes the segments whose batches are all in tables.
     fn remove_segments(&mut self, store: &Store) -> Result<()> {
-        let durable = store.durable_position().index;
+        let durable = store.durable_index();
         let Some(journal) = &mut self.journal else { return Err(Error::Closed) };
-        if durable <= self.removed_for {
-            return Ok(());
-        }
-        self.removed_for = durable;
         let first_kept =
             first_needed(&self.segments, durable).unwrap_or_else(|| journal.newest_segment());
         if let Err(error) = journal.remove_segments_below(first_kept) {
@@ -343,21 +411,30 @@ impl Log {
         self.segments.retain(|segment, _| *segment >= oldest);
         Ok(())
     }
+}
 
-    fn replay(
-        &mut self,
-        store: &Store,
-        dir: &Path,
-        durable: u64,
-        address: RecordAddress,
-        record: &Record,
-    ) -> Result<()> {
-        let file = dir.join(file_name(address.segment));
-        let damaged = |detail: String| Error::corruption(&file, address.offset, detail);
+/// Brings what the log holds and the tables do not into the memtables, many batches to a run.
+struct Replay<'a> {
+    store: &'a Store,
+    dir: &'a Path,
+    /// Tables hold the batches up to here.
+    durable: u64,
+    /// The last batch seen.
+    last: u64,
+    run: Option<Run>,
+    segments: BTreeMap<u64, u64>,
+}
+
+impl Replay<'_> {
+    fn record(&mut self, record: &BorrowedRecord<'_>) -> Result<()> {
+        let address = record.address;
+        let damaged = |detail: String| {
+            Error::corruption(&self.dir.join(file_name(address.segment)), address.offset, detail)
+        };
         let number = record.sequence;
         match record.kind {
             kind::HEAD => {
-                let before = record.payload[..].try_into().map(u64::from_le_bytes);
+                let before = record.payload.try_into().map(u64::from_le_bytes);
                 let before = before.map_err(|_wrong_size| {
                     damaged("the head of the segment is not a number".into())
                 })?;
@@ -371,7 +448,7 @@ impl Log {
             }
             kind::BATCH => {
                 self.segments.insert(address.segment, number);
-                if number <= durable {
+                if number <= self.durable {
                     return Ok(());
                 }
                 if number != self.last + 1 {
@@ -380,18 +457,50 @@ impl Log {
                         self.last + 1
                     )));
                 }
-                let shares =
-                    batch::decode(&record.payload).map_err(|error| damaged(error.to_string()))?;
-                let mut run = store.begin(Position { index: number, ..Position::default() })?;
-                for share in shares {
-                    run.apply(share.partition, share.sequence, &share.ops)?;
+                let (numbers, operations) =
+                    batch::decode(record.payload).map_err(|error| damaged(error.to_string()))?;
+                if self.run.as_ref().is_some_and(Run::freeze_is_due)
+                    && let Some(full) = self.run.take()
+                {
+                    full.publish()?;
                 }
-                run.publish()?;
+                let mut run = match self.run.take() {
+                    Some(run) => run,
+                    None => self.store.begin(Position { index: number, ..Position::default() })?,
+                };
+                for (partition, sequence) in numbers.iter() {
+                    let last = run.last_sequence(partition);
+                    if sequence <= last || sequence > SequenceNumber::MAX {
+                        let detail = format!("number {sequence} in {partition} after {last}");
+                        return Err(damaged(detail));
+                    }
+                }
+                let broken = |error: DecodeError| damaged(error.to_string());
+                operations.for_each_chunk(&numbers, broken, |partition, sequence, ops| {
+                    run.apply_logged(partition, sequence, ops)
+                })?;
+                run.advance(number);
+                self.run = Some(run);
                 self.last = number;
                 Ok(())
             }
             other => Err(damaged(format!("a record of unknown kind {other}"))),
         }
+    }
+
+    fn finish(self, journal: Journal) -> Result<Log> {
+        if let Some(run) = self.run {
+            run.publish()?;
+        }
+        let inner = self.store.inner();
+        let partitions = 0..inner.options.partitions.len();
+        Ok(Log {
+            journal: Some(journal),
+            last: self.last,
+            sequences: partitions.map(|partition| inner.visible.sequence(partition)).collect(),
+            segments: self.segments,
+            prefix: Vec::new(),
+        })
     }
 }
 
