@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lsm_store::events::{Event, EventSink, Listener};
 use lsm_store::vfs::{Fault, FaultKind, FaultWhen, MemVfs, OpSet, Vfs};
 use lsm_store::{
     Durability, Error, Executor, Keep, Mode, Op, Options, PartitionId, PartitionOptions, Position,
@@ -14,6 +15,10 @@ const DATA: PartitionId = PartitionId(0);
 const RESERVE: u64 = 64 * 1024;
 
 fn open(vfs: &MemVfs, mode: Mode, executor: Executor) -> Store {
+    open_with(vfs, mode, executor, EventSink::default())
+}
+
+fn open_with(vfs: &MemVfs, mode: Mode, executor: Executor, events: EventSink) -> Store {
     let partitions = vec![PartitionOptions { name: "data".to_owned(), keep: Keep::All }];
     let options = Options {
         mode,
@@ -23,6 +28,7 @@ fn open(vfs: &MemVfs, mode: Mode, executor: Executor) -> Store {
         table_bytes: 4096,
         base_level_bytes: 8192,
         space_reserve_bytes: Some(RESERVE),
+        events,
         ..Options::new(5, partitions)
     };
     let vfs: Arc<dyn Vfs> = Arc::new(vfs.clone());
@@ -113,6 +119,38 @@ fn writes_are_refused_before_anything_is_touched_and_go_on_when_there_is_room() 
         check(&store, last);
         store.verify().expect("sound");
     }
+}
+
+/// Keeps what is told of space.
+#[derive(Debug, Default)]
+struct Told(parking_lot::Mutex<Vec<&'static str>>);
+
+impl Listener for Told {
+    fn on_event(&self, event: &Event) {
+        if let Event::SpaceLow { free, needed } = event {
+            assert!(free < needed, "{free} of {needed}");
+            self.0.lock().push("low");
+        } else if let Event::SpaceBack { free } = event {
+            assert!(*free >= RESERVE / 2, "{free}");
+            self.0.lock().push("back");
+        }
+    }
+}
+
+#[test]
+fn the_listener_is_told_once_when_writes_are_refused_and_once_when_they_go_on() {
+    let vfs = MemVfs::new(1);
+    let told = Arc::new(Told::default());
+    let listener: Arc<dyn Listener> = Arc::<Told>::clone(&told);
+    let store = open_with(&vfs, Mode::External, Executor::Inline, EventSink::new(listener));
+    for _round in 0..2 {
+        vfs.set_capacity(Some(used(&vfs) + 2 * RESERVE));
+        let refused = fill(&store, &vfs, Mode::External);
+        assert!(put(&store, Mode::External, refused).is_err(), "still");
+        vfs.set_capacity(None);
+        put(&store, Mode::External, refused).expect("there is room");
+    }
+    assert_eq!(*told.0.lock(), ["low", "back", "low", "back"], "once each time");
 }
 
 #[test]

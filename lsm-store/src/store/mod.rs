@@ -5,6 +5,9 @@
 //! * A read: a [`View`] pins sequence numbers; each lookup takes the present superversion and asks active
 //!   memtable, frozen ones, level 0, lower levels. It shares no lock with flushes and compactions.
 //! * `inner` has the shared state and its locks, `jobs` the background work, `recovery` the opening.
+//! * Trouble: `space` says no before the disk is full, `damage` and `scrub` find and record what cannot be read,
+//!   `export` and `ingest` bring a range back from another copy, `salvage` saves what is readable.
+//! * Copies: `checkpoint` makes one, `snapshot` describes it, `adopt` receives it and puts it in force.
 
 mod adopt;
 mod background;
