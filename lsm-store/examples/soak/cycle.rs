@@ -170,7 +170,7 @@ pub(crate) fn child(dir: &Path, seed: u64) {
             let store = &store;
             scope.spawn(move || guarded(|| read(store, seed ^ reader)));
         }
-        scope.spawn(|| guarded(|| maintain(&store, seed)));
+        scope.spawn(|| guarded(|| maintain(&store, dir, seed)));
     });
 }
 
@@ -222,12 +222,12 @@ fn read(store: &Store, seed: u64) {
     }
 }
 
-fn maintain(store: &Store, seed: u64) {
+fn maintain(store: &Store, dir: &Path, seed: u64) {
     let mut rng = SplitMix64::new(seed ^ 0xF1);
     loop {
         let _woken = crossbeam_channel::after(Duration::from_millis(rng.below(30))).recv().is_ok();
         let last = store.last_sequence(DATA).0;
-        match rng.below(8) {
+        match rng.below(9) {
             0..=3 => {
                 let floor = SequenceNumber(last.saturating_sub(HISTORY));
                 must("raise the floor", store.set_floor(DATA, floor));
@@ -249,9 +249,32 @@ fn maintain(store: &Store, seed: u64) {
                     }
                 }
             }
-            _ => drop(must("verify", store.verify())),
+            7 => drop(must("verify", store.verify())),
+            _ => copy(store, &dir.join("copy")),
         }
     }
+}
+
+/// A checkpoint opens as a store of its own, while the first one goes on: their files have two names.
+fn copy(store: &Store, dir: &Path) {
+    if dir.exists() {
+        must("remove a copy", std::fs::remove_dir_all(dir));
+    }
+    match store.checkpoint(dir) {
+        Ok(_) => {}
+        // A batch is being applied at this moment.
+        Err(Error::InvalidArgument(_)) => return,
+        Err(error) => unreachable!("cannot copy: {error}"),
+    }
+    let copy = Store::open(Arc::new(RealVfs), dir, options(), Executor::Inline);
+    let copy = must("open a copy", copy);
+    let mut iter = must("iterate", copy.view().iter(DATA, Unbounded, Unbounded));
+    while must("move", iter.next()) {
+        check_value(iter.key(), iter.value());
+    }
+    drop(iter);
+    must("verify a copy", copy.verify());
+    must("close a copy", copy.close());
 }
 
 // ---------------------------------------------------------------- the process that watches
