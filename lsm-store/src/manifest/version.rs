@@ -15,7 +15,7 @@ use crate::iter::reading::Reading;
 use crate::manifest::state::ManifestState;
 use crate::options::LEVELS;
 use crate::sstable::key_index::KeyIndex;
-use crate::sstable::reader::{FoundEntry, Table};
+use crate::sstable::reader::{FoundEntry, LastBlock, Table};
 use crate::types::FileNumber;
 
 /// A sorted run of level 0: the tables of one flush. (Not to be confused with the run of batches that a
@@ -157,8 +157,7 @@ impl Levels {
     /// The newest version of `key` at or below `sequence`: newer runs and upper levels first, since what
     /// they hold of a key is newer than what is below.
     pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<FoundEntry>> {
-        let runs = self.runs.iter().map(|run| (&run.tables, &run.bounds));
-        for (tables, bounds) in runs.chain(self.levels.iter().zip(&self.bounds)) {
+        for (tables, bounds) in self.lists() {
             if let Some(table) = bounds.covering(tables, key)
                 && let Some(found) = table.get(key, hash, sequence)?
             {
@@ -166,6 +165,32 @@ impl Levels {
             }
         }
         Ok(None)
+    }
+
+    /// As [`Levels::get`], for keys that come in order. `last` is empty at first and remembers a block per
+    /// run and level.
+    pub(crate) fn get_next(
+        &self,
+        key: &[u8],
+        hash: u64,
+        sequence: u64,
+        last: &mut Vec<LastBlock>,
+    ) -> Result<Option<FoundEntry>> {
+        last.resize_with(self.runs.len() + self.levels.len(), LastBlock::default);
+        for ((tables, bounds), last) in self.lists().zip(last) {
+            if let Some(table) = bounds.covering(tables, key)
+                && let Some(found) = table.get_next(key, hash, sequence, last)?
+            {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// All runs and levels, from the newest.
+    fn lists(&self) -> impl Iterator<Item = (&Tables, &Bounds)> {
+        let runs = self.runs.iter().map(|run| (&run.tables, &run.bounds));
+        runs.chain(self.levels.iter().zip(&self.bounds))
     }
 
     /// One source per run and level that has tables that are wanted.

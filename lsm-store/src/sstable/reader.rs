@@ -41,6 +41,14 @@ pub(crate) struct FoundEntry {
 /// number of tables; emptied by the background work.
 pub(crate) type Graveyard = Arc<Mutex<Vec<PathBuf>>>;
 
+/// The data block that a lookup ended in, for the next one.
+#[derive(Debug, Default)]
+pub(crate) struct LastBlock {
+    /// Folded uid of the table, and offset.
+    place: (u64, u64),
+    raw: Option<Arc<[u8]>>,
+}
+
 /// The parts of a partition that a table holds for itself.
 #[derive(Debug, Default)]
 struct Held {
@@ -431,6 +439,40 @@ impl Table {
     /// The newest version of `key` at or below `sequence`. `hash` is the key's
     /// [`key_hash`](crate::sstable::filter::key_hash).
     pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<FoundEntry>> {
+        self.find(key, hash, sequence, |handle| self.data_block(handle))
+    }
+
+    /// As [`Table::get`], for keys that come in order: the block of the key before is at hand.
+    pub(crate) fn get_next(
+        &self,
+        key: &[u8],
+        hash: u64,
+        sequence: u64,
+        last: &mut LastBlock,
+    ) -> Result<Option<FoundEntry>> {
+        self.find(key, hash, sequence, |handle| {
+            let place = (self.uid_fold, handle.offset);
+            if let Some(raw) = last.raw.as_ref().filter(|_| last.place == place) {
+                return Ok(Arc::clone(raw));
+            }
+            let raw = self.data_block(handle)?;
+            *last = LastBlock { place, raw: Some(Arc::clone(&raw)) };
+            Ok(raw)
+        })
+    }
+
+    fn data_block(&self, handle: Handle) -> Result<Arc<[u8]>> {
+        let read = |buf: &mut [u8], offset| self.file.read_exact_at(buf, offset);
+        self.raw_block(handle, BlockKind::Data, true, read)
+    }
+
+    fn find(
+        &self,
+        key: &[u8],
+        hash: u64,
+        sequence: u64,
+        block_at: impl FnOnce(Handle) -> Result<Arc<[u8]>>,
+    ) -> Result<Option<FoundEntry>> {
         if self.meta.min_sequence > sequence {
             return Ok(None);
         }
@@ -445,9 +487,7 @@ impl Table {
         let Some(handle) = self.partition_index(partition, top)?.find(key, sequence) else {
             return Ok(None);
         };
-        let raw = self.raw_block(handle, BlockKind::Data, true, |buf, offset| {
-            self.file.read_exact_at(buf, offset)
-        })?;
+        let raw = block_at(handle)?;
         let found = block::find(&raw, key, sequence)
             .map_err(|detail| self.corrupt(handle, &format!("entry: {detail}")))?;
         Ok(found.map(|found| FoundEntry {

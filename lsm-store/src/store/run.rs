@@ -151,8 +151,7 @@ impl Run {
     /// As [`get`](Run::get): one failed key fails the call.
     pub fn multi_get(&self, partition: PartitionId, keys: &[&[u8]]) -> Result<Vec<Option<Found>>> {
         self.check_partition(partition)?;
-        let superversion = self.inner.superversion.load();
-        keys.iter().map(|key| superversion.get(partition.slot(), key, SEQUENCE_ABOVE_ALL)).collect()
+        self.inner.superversion.load().multi_get(partition.slot(), keys, SEQUENCE_ABOVE_ALL)
     }
 
     /// Iterates the newest versions within bounds, with the run's own batches up to now.

@@ -80,14 +80,14 @@ impl View {
         self.0.inner.superversion.load().get(partition.slot(), key, sequence)
     }
 
-    /// [`get`](View::get) for many keys; results in the order of the keys.
+    /// [`get`](View::get) for many keys, in any order; results in the order of the keys. Keys in one block
+    /// share it, so this costs less than one call per key.
     ///
     /// # Errors
     /// As [`get`](View::get): one failed key fails the call.
     pub fn multi_get(&self, partition: PartitionId, keys: &[&[u8]]) -> Result<Vec<Option<Found>>> {
         let sequence = self.checked_sequence(partition)?;
-        let superversion = self.0.inner.superversion.load();
-        keys.iter().map(|key| superversion.get(partition.slot(), key, sequence)).collect()
+        self.0.inner.superversion.load().multi_get(partition.slot(), keys, sequence)
     }
 
     /// Iterates a partition within bounds.
