@@ -378,3 +378,23 @@ fn background_jobs_and_a_replacement_do_not_meet() {
     check_same(&good, &bad, "in the end");
     bad.close().expect("closes");
 }
+
+#[test]
+fn an_export_is_of_its_number_even_if_the_copy_is_further() {
+    let vfs = MemVfs::new(1);
+    let (good, bad) = pair(&vfs);
+    fill(&good, LAST + 80);
+    good.flush().expect("flushes");
+    let before = rows_at(&bad, DATA, LAST).expect("reads");
+    let range = ranges().remove(4);
+    let staged = fetch(&good, &bad, &range, "/export").expect("fetched");
+    bad.excise_and_ingest(&staged).expect("replaced");
+    assert_eq!(rows_at(&bad, DATA, LAST).expect("reads"), before, "nothing of later");
+    let at = SequenceNumber(LAST);
+    let digests = [&good, &bad].map(|store| store.digest(&range, at).expect("reads"));
+    assert_eq!(digests[0], digests[1], "the same at that number");
+    bad.verify().expect("sound");
+    // What comes later is applied here, too, and is not there twice.
+    fill(&bad, LAST + 80);
+    check_same(&good, &bad, "afterwards");
+}
