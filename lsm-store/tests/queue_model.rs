@@ -120,7 +120,10 @@ impl Stages for Model {
         alone(&self.in_sync, "sync", || {
             let end = self.log.lock().len();
             assert!(end >= logged.0 + logged.1, "what is synced was logged");
+            let mut turns = 0;
             while self.applied.load(SeqCst) < self.sync_ends_at {
+                turns += 1;
+                assert!(turns < 10_000, "somebody waits for a sync that is none of theirs");
                 thread::yield_now();
             }
             self.synced.store(end, SeqCst);
@@ -151,7 +154,7 @@ impl Stages for Model {
 
 fn schedules() -> usize {
     let asked = std::env::var("LSM_STORE_SCHEDULES");
-    asked.ok().and_then(|count| count.parse().ok()).unwrap_or(600)
+    asked.ok().and_then(|count| count.parse().ok()).unwrap_or(10_000)
 }
 
 /// Commits an item and checks what the writer was told.
