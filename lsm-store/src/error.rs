@@ -113,14 +113,14 @@ pub enum Error {
     },
     /// Background work did not catch up in time; nothing was changed, so the call may be repeated.
     #[error(
-        "waited {waited_ms} ms for background work: {frozen} memtables wait for their flush, {l0_runs} runs in level 0{last}"
+        "waited {waited_ms} ms for background work: {frozen} memtables wait for their flush, level 0 is {l0_runs} deep{last}"
     )]
     Stalled {
         /// How long the call waited, in milliseconds.
         waited_ms: u64,
         /// Frozen memtable sets that wait for their flush.
         frozen: usize,
-        /// The most runs in level 0 of any partition.
+        /// How many tables of level 0 overlap at one key, at the most.
         l0_runs: usize,
         /// The last failure of a background job, as "; last failure: …", or nothing.
         last: String,

@@ -38,9 +38,9 @@ pub enum Mode {
 /// Who does the background work (flushes and compactions).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Executor {
-    /// One thread for flushes, one for compactions.
+    /// One thread for flushes, [`Options::compaction_threads`] for compactions.
     Threads,
-    /// The caller's thread, at run boundaries and in [`Store::flush`](crate::Store::flush): no threads, no clock, and table
+    /// The caller's thread: at run boundaries a little of it, and all of it in [`Store::flush`](crate::Store::flush): no threads, no clock, and table
     /// uids from [`Options::uid_seed`], so that the same calls give the same files.
     Inline,
 }
@@ -90,9 +90,11 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Size at which a table is cut (at the next change of the user key).
     pub table_bytes: u64,
-    /// Sorted runs in level 0 (one per flush) that start a compaction.
+    /// With [`Executor::Threads`]: compactions that run beside each other, at least 1.
+    pub compaction_threads: usize,
+    /// How many runs of level 0 (one per flush) that overlap at one key start a compaction.
     pub l0_trigger: usize,
-    /// Sorted runs in level 0 at which [`Store::begin_run`](crate::Store::begin_run) waits for compaction.
+    /// How many at which [`Store::begin_run`](crate::Store::begin_run) waits for compaction.
     pub l0_stop: usize,
     /// How much larger each level is than the one above.
     pub level_ratio: u64,
@@ -139,6 +141,7 @@ impl Options {
             compression: Compression::Lz4,
             cache_bytes: 256 * MIB,
             table_bytes: 64 * MIB as u64,
+            compaction_threads: 1,
             l0_trigger: 4,
             l0_stop: 36,
             level_ratio: 10,
@@ -179,6 +182,7 @@ impl Options {
             ("restart_interval", self.restart_interval, 1),
             ("index_partition_bytes", self.index_partition_bytes, 1),
             ("filter_bits_per_key", self.filter_bits_per_key, 1),
+            ("compaction_threads", self.compaction_threads, 1),
             ("l0_trigger", self.l0_trigger, 1),
             ("l0_stop", self.l0_stop, self.l0_trigger + 1),
         ];

@@ -303,8 +303,9 @@ fn intact_blocks_and_records_at_another_place_are_noticed() {
                     let vfs = sample.fork();
                     vfs.replace(&path, &exchanged).expect("exchanged");
                     let found = examine(&vfs, mode, &[&path], &format!("{context} exchanged"));
-                    // The two notes at a log's end say the same of the same bytes.
-                    assert!(found == Found::ByUse || !is_table(&path), "{context}: {found:?}");
+                    // The two notes at a log's end say the same of the same bytes. Of a table that newer ones
+                    // hide, some blocks are read by nobody but a verification.
+                    assert!(found != Found::Whole || !is_table(&path), "{context}: {found:?}");
                     swapped += 1;
                     // One in the place of the other.
                     if one.len() <= two.len() {
@@ -313,7 +314,7 @@ fn intact_blocks_and_records_at_another_place_are_noticed() {
                         let vfs = sample.fork();
                         vfs.replace(&path, &copied).expect("copied");
                         let found = examine(&vfs, mode, &[&path], &format!("{context} doubled"));
-                        assert!(found == Found::ByUse || !is_table(&path), "{context}: {found:?}");
+                        assert!(found != Found::Whole || !is_table(&path), "{context}: {found:?}");
                         doubled += 1;
                     }
                 }

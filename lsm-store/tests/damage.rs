@@ -55,10 +55,8 @@ fn sample() -> (MemVfs, u64) {
     let store = open(&vfs);
     for n in 0..KEYS {
         write(&store, n + 1);
-        if n % 80 == 79 {
-            store.flush().expect("flushes");
-        }
     }
+    store.compact_all().expect("compacts");
     let mut last = KEYS;
     for n in (0..KEYS).step_by(5) {
         last = 2 * KEYS + n;

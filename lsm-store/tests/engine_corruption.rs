@@ -53,7 +53,7 @@ fn sample() -> MemVfs {
         }
     }
     let metrics = store.metrics();
-    assert!(metrics.partitions[0].l0_runs == 1 && metrics.compactions == 1, "{metrics:?}");
+    assert!(metrics.partitions[0].l0_runs == 1 && metrics.compactions >= 1, "{metrics:?}");
     store.verify().expect("sound");
     store.close().expect("closes");
     vfs

@@ -174,7 +174,7 @@ fn a_merge_that_would_take_the_reserve_waits_until_there_is_room() {
     let merged = store.metrics().compactions;
     assert!(merged > 0, "there was room to merge");
     // More than half of the reserve, but not that and the outputs.
-    let tight = |vfs: &MemVfs| vfs.set_capacity(Some(used(vfs) + RESERVE / 2 + 6000));
+    let tight = |vfs: &MemVfs| vfs.set_capacity(Some(used(vfs) + RESERVE / 2 + 1000));
     tight(&vfs);
     for n in 901..=1200 {
         match put(&store, Mode::External, n) {

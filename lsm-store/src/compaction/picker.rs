@@ -1,49 +1,42 @@
-//! Chooses what to compact: pure functions from the sizes and bounds of tables to a [`Pick`].
+//! Chooses what to compact: pure functions from the shape of a partition and the jobs under way to a
+//! [`Pick`] that conflicts with none of them.
 //!
 //! Leveled with dynamic targets: the last level's target is its own size, each level above a tenth of the
 //! one below, down to the base level, which level 0 is compacted into. So about a ninth of the data is
-//! above the last level, and space amplification stays near 1.1. Level 0's size never enters a target.
+//! above the last level, and space amplification stays near 1.1. Level 0's size never enters a target, so
+//! neither targets nor debt swing when it drains.
 //!
-//! Order of choice: the level with the highest score (level 0 by its number of runs, others by size over
-//! target), then tables whose dropped versions are worth a rewrite.
+//! Order of choice: the level with the highest score (level 0 by the depth of its overlaps, others by size
+//! over target; tables that a job has already do not count), then tables whose garbage is worth a
+//! rewrite, then tables dense with deletes, which make scans slow, then stale rests at the bottom.
+//!
+//! Invariants of every pick:
+//! 1. For each table it takes, it takes everything older that overlaps it above or in the output level:
+//!    newer versions of a key never end up below older ones.
+//! 2. What it takes of a level is contiguous there, so outputs fit between what stays.
+//! 3. It progresses: entries go down, or runs become fewer, or garbage goes. So picking ends.
 
+use crate::compaction::claims::{Claim, Claims};
 use crate::compaction::cut::GRANDPARENTS_MAX;
+use crate::compaction::shape::{Shape, TableInfo, deepest, overlapping};
 use crate::options::LEVELS;
 use crate::types::FileNumber;
 
 /// Scores are in thousandths: at this one a level is due.
 const SCORE_DUE: u64 = 1000;
 
-/// A table is rewritten when at least one entry in so many is garbage.
+/// Runs count half: many that do not overlap slow down scans, but not lookups.
+const RUNS_PER_DEPTH: usize = 2;
+
+/// A table is rewritten in its place when at least one entry in so many is garbage …
 const GARBAGE_DIVISOR: u64 = 4;
+/// … or, with nothing else to do, one in so many at the bottom.
+const LEFTOVER_DIVISOR: u64 = 16;
 
-/// What the picker knows of a table.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct TableInfo<'a> {
-    pub(crate) number: FileNumber,
-    pub(crate) bytes: u64,
-    pub(crate) smallest: &'a [u8],
-    pub(crate) largest: &'a [u8],
-    pub(crate) entries: u64,
-    pub(crate) deletes: u64,
-    /// Entries that would be dropped by a rewrite now.
-    pub(crate) garbage: u64,
-}
-
-impl TableInfo<'_> {
-    fn overlaps(&self, smallest: &[u8], largest: &[u8]) -> bool {
-        self.smallest <= largest && smallest <= self.largest
-    }
-}
-
-/// The shape of one partition.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Shape<'a> {
-    /// Runs of level 0.
-    pub(crate) runs: usize,
-    /// Tables per level; level 0 in no order, the others in key order.
-    pub(crate) levels: Vec<Vec<TableInfo<'a>>>,
-}
+/// A merge within level 0 takes the next older run if it is at most so many times what it has.
+const INTRA_GROWTH: u64 = 2;
+/// … and stops at so many tables' worth of bytes.
+const INTRA_TABLES_MAX: u64 = 8;
 
 /// What decides besides the shape.
 #[derive(Clone, Copy, Debug)]
@@ -51,25 +44,57 @@ pub(crate) struct PickOptions {
     pub(crate) l0_trigger: usize,
     pub(crate) level_ratio: u64,
     pub(crate) base_level_bytes: u64,
+    pub(crate) table_bytes: u64,
     /// First level whose tables are compressed; `LEVELS` if none is.
     pub(crate) compressed_from: usize,
 }
 
-/// A job: tables of `level`, and of the output level those they overlap.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Pick {
-    pub(crate) level: usize,
-    pub(crate) inputs: Vec<FileNumber>,
-    pub(crate) output_level: usize,
-    pub(crate) overlapped: Vec<FileNumber>,
+/// How the outputs come about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Method {
     /// The inputs move as they are.
-    pub(crate) trivial: bool,
+    Move,
+    /// The inputs are merged into a level below level 0.
+    Merge,
+    /// Neighbouring runs of level 0 become one of this epoch.
+    Level0 { epoch: u64 },
 }
 
-/// Target sizes per level and the level that level 0 goes to.
+/// A job: tables per level, and the level they go to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Pick {
+    /// From the newest level to the oldest; none is empty.
+    pub(crate) inputs: Vec<(usize, Vec<FileNumber>)>,
+    pub(crate) output_level: usize,
+    pub(crate) method: Method,
+    /// Size of the inputs.
+    pub(crate) bytes: u64,
+    /// First and last user key of the inputs.
+    pub(crate) smallest: Vec<u8>,
+    pub(crate) largest: Vec<u8>,
+}
+
+impl Pick {
+    pub(crate) fn tables(&self) -> impl Iterator<Item = FileNumber> {
+        self.inputs.iter().flat_map(|(_, tables)| tables.iter().copied())
+    }
+
+    pub(crate) fn claim(&self, partition: u8) -> Claim {
+        Claim {
+            partition,
+            tables: self.tables().collect(),
+            output_level: self.output_level,
+            smallest: self.smallest.clone(),
+            largest: self.largest.clone(),
+        }
+    }
+}
+
+/// Target sizes per level and the level that level 0 goes to. Levels above it that still have tables (the
+/// store shrank) have the target 0 and drain.
 pub(crate) fn targets(sizes: &[u64; LEVELS], options: &PickOptions) -> (usize, [u64; LEVELS]) {
     let last = LEVELS - 1;
-    let mut targets = [options.base_level_bytes; LEVELS];
+    let mut targets = [0; LEVELS];
     let mut base = last;
     let mut target = sizes[last].max(options.base_level_bytes);
     targets[last] = target;
@@ -78,7 +103,6 @@ pub(crate) fn targets(sizes: &[u64; LEVELS], options: &PickOptions) -> (usize, [
         target /= options.level_ratio;
         targets[base] = target;
     }
-    // Levels above that still have tables (the store shrank) drain downward like any other.
     let first_used = sizes
         .iter()
         .enumerate()
@@ -88,131 +112,335 @@ pub(crate) fn targets(sizes: &[u64; LEVELS], options: &PickOptions) -> (usize, [
     (base.min(first_used), targets)
 }
 
-/// The next job of a partition, if any is due.
-pub(crate) fn pick(shape: &Shape<'_>, options: &PickOptions) -> Option<Pick> {
-    let level = |level: usize| shape.levels.get(level).map_or(&[][..], Vec::as_slice);
-    let sizes: [u64; LEVELS] = std::array::from_fn(|l| level(l).iter().map(|t| t.bytes).sum());
-    let (base, targets) = targets(&sizes, options);
-    let mut scores: Vec<(u64, usize)> = (base..LEVELS - 1)
-        .map(|l| (score(sizes[l], targets[l]), l))
+/// How deep level 0 is: the most of its tables that overlap at one key; many runs side by side count, too.
+pub(crate) fn depth<'a>(tables: impl Iterator<Item = (&'a [u8], &'a [u8])>, runs: usize) -> usize {
+    deepest(tables).0.max(runs / RUNS_PER_DEPTH)
+}
+
+/// Bytes that jobs would have to write until nothing is due: of level 0 once, and of the excess of each
+/// level with what it overlaps below.
+pub(crate) fn debt(sizes: &[u64; LEVELS], options: &PickOptions) -> u64 {
+    let (base, targets) = targets(sizes, options);
+    let mut debt = sizes[0];
+    for level in base..LEVELS - 1 {
+        let excess = sizes[level].saturating_sub(targets[level]);
+        let fan_out = (sizes[level + 1] / sizes[level].max(1)).min(options.level_ratio);
+        debt = debt.saturating_add(excess.saturating_mul(1 + fan_out));
+    }
+    debt
+}
+
+/// The next job of a partition that is due and conflicts with none under way.
+pub(crate) fn pick(
+    shape: &Shape<'_>,
+    options: &PickOptions,
+    partition: u8,
+    claims: &Claims,
+) -> Option<Pick> {
+    let picker = Picker { shape, options, partition, claims };
+    let (base, targets) = targets(&shape.sizes(|_| true), options);
+    let free = shape.sizes(|t| !claims.holds(t.number));
+    let mut due: Vec<(u64, usize)> = (base..LEVELS - 1)
+        .map(|level| (score(free[level], targets[level]), level))
         .filter(|(score, _)| *score > SCORE_DUE)
         .collect();
-    let runs = score(shape.runs as u64, options.l0_trigger as u64);
-    if runs >= SCORE_DUE {
-        scores.push((runs, 0));
+    let (level0, column) = picker.level0_score();
+    if level0 >= SCORE_DUE {
+        due.push((level0, 0));
     }
-    let most_due = scores.into_iter().max_by_key(|(score, level)| (*score, LEVELS - level));
-    match most_due {
-        Some((_, 0)) => Some(level0_job(shape, base, level(base), level(base + 1), options)),
-        Some((_, from)) => level_job(from, level(from), level(from + 1), level(from + 2), options),
-        None => garbage_job(shape),
-    }
+    due.sort_unstable_by_key(|(score, level)| (std::cmp::Reverse(*score), *level));
+    due.into_iter()
+        .find_map(|(_, level)| match level {
+            0 => picker.level0_job(base, column),
+            _ => picker.level_job(level),
+        })
+        .or_else(|| picker.garbage_job())
+        .or_else(|| picker.dense_job(base))
+        .or_else(|| picker.leftover_job())
 }
 
 fn score(size: u64, target: u64) -> u64 {
-    let thousandths = u128::from(size) * u128::from(SCORE_DUE) / u128::from(target.max(1));
+    if target == 0 {
+        return if size == 0 { 0 } else { SCORE_DUE + 1 };
+    }
+    let thousandths = u128::from(size) * u128::from(SCORE_DUE) / u128::from(target);
     u64::try_from(thousandths).unwrap_or(u64::MAX)
 }
 
-/// All of level 0 into the base level: nothing older of it is left behind.
-fn level0_job(
-    shape: &Shape<'_>,
-    base: usize,
-    output: &[TableInfo<'_>],
-    grandparents: &[TableInfo<'_>],
-    options: &PickOptions,
-) -> Pick {
-    let inputs = shape.levels.first().map_or(&[][..], Vec::as_slice);
-    let smallest = inputs.iter().map(|t| t.smallest).min().unwrap_or_default();
-    let largest = inputs.iter().map(|t| t.largest).max().unwrap_or_default();
-    let overlapped: Vec<_> =
-        output.iter().filter(|t| t.overlaps(smallest, largest)).map(|t| t.number).collect();
-    let trivial = shape.runs == 1
-        && overlapped.is_empty()
-        && inputs.iter().all(|t| may_move(t, 0, base, grandparents, options));
-    Pick { level: 0, inputs: numbers(inputs), output_level: base, overlapped, trivial }
+/// Collects the inputs of a pick from newer levels to older ones.
+#[derive(Debug)]
+pub(crate) struct Inputs<'s, 'a> {
+    pub(crate) levels: Vec<(usize, Vec<&'s TableInfo<'a>>)>,
+    pub(crate) smallest: &'a [u8],
+    pub(crate) largest: &'a [u8],
 }
 
-/// The table of a level that drags the least of the next level along, by bytes; of equals the oldest.
-fn level_job(
-    from: usize,
-    tables: &[TableInfo<'_>],
-    output: &[TableInfo<'_>],
-    grandparents: &[TableInfo<'_>],
-    options: &PickOptions,
-) -> Option<Pick> {
-    let overlapping = |t: &TableInfo<'_>| {
-        let (smallest, largest) = (t.smallest.to_vec(), t.largest.to_vec());
-        output.iter().filter(move |o| o.overlaps(&smallest, &largest))
-    };
-    let cheapest = tables.iter().min_by_key(|t| {
-        let bytes: u64 = overlapping(t).map(|o| o.bytes).sum();
-        (score(bytes, t.bytes), t.number)
-    })?;
-    let overlapped: Vec<_> = overlapping(cheapest).map(|o| o.number).collect();
-    let trivial =
-        overlapped.is_empty() && may_move(cheapest, from, from + 1, grandparents, options);
-    Some(Pick {
-        level: from,
-        inputs: vec![cheapest.number],
-        output_level: from + 1,
-        overlapped,
-        trivial,
-    })
-}
+impl<'s, 'a> Inputs<'s, 'a> {
+    pub(crate) const fn new(smallest: &'a [u8], largest: &'a [u8]) -> Self {
+        Self { levels: Vec::new(), smallest, largest }
+    }
 
-/// Whether a table may change its level without a rewrite: same compression, nothing to drop, and not too
-/// much below it to be merged with later.
-fn may_move(
-    table: &TableInfo<'_>,
-    from: usize,
-    to: usize,
-    grandparents: &[TableInfo<'_>],
-    options: &PickOptions,
-) -> bool {
-    let same_codec = (from >= options.compressed_from) == (to >= options.compressed_from);
-    let below = grandparents.iter().filter(|g| g.overlaps(table.smallest, table.largest)).count();
-    same_codec && table.deletes == 0 && table.garbage == 0 && below <= GRANDPARENTS_MAX
-}
-
-/// A table with much garbage and nothing below it, rewritten in its place.
-fn garbage_job(shape: &Shape<'_>) -> Option<Pick> {
-    for (level, tables) in shape.levels.iter().enumerate().skip(1).rev() {
-        let deeper = || shape.levels.iter().skip(level + 1).flatten();
-        let worth = tables
-            .iter()
-            .filter(|t| t.garbage > 0 && t.garbage.saturating_mul(GARBAGE_DIVISOR) >= t.entries)
-            .find(|t| !deeper().any(|d| d.overlaps(t.smallest, t.largest)));
-        if let Some(table) = worth {
-            return Some(Pick {
-                level,
-                inputs: vec![table.number],
-                output_level: level,
-                overlapped: Vec::new(),
-                trivial: false,
-            });
+    /// Takes tables of a level, which widen the range.
+    pub(crate) fn take(
+        &mut self,
+        level: usize,
+        tables: impl IntoIterator<Item = &'s TableInfo<'a>>,
+    ) {
+        for table in tables {
+            self.smallest = self.smallest.min(table.smallest);
+            self.largest = self.largest.max(table.largest);
+            match self.levels.last_mut() {
+                Some((last, taken)) if *last == level => taken.push(table),
+                _ => self.levels.push((level, vec![table])),
+            }
         }
     }
-    None
+
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &'s TableInfo<'a>> {
+        self.levels.iter().flat_map(|(_, tables)| tables.iter().copied())
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.tables().map(|t| t.bytes).sum()
+    }
+
+    fn into_pick(self, output_level: usize, method: Method) -> Pick {
+        Pick {
+            bytes: self.bytes(),
+            output_level,
+            method,
+            smallest: self.smallest.to_vec(),
+            largest: self.largest.to_vec(),
+            inputs: self
+                .levels
+                .into_iter()
+                .map(|(level, tables)| (level, tables.iter().map(|t| t.number).collect()))
+                .collect(),
+        }
+    }
 }
 
-fn numbers(tables: &[TableInfo<'_>]) -> Vec<FileNumber> {
-    tables.iter().map(|t| t.number).collect()
+/// What all choices look at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Picker<'s, 'a> {
+    pub(crate) shape: &'s Shape<'a>,
+    pub(crate) options: &'s PickOptions,
+    pub(crate) partition: u8,
+    pub(crate) claims: &'s Claims,
+}
+
+impl<'s, 'a> Picker<'s, 'a> {
+    fn free(&self, table: &TableInfo<'_>) -> bool {
+        !table.quarantined && !self.claims.holds(table.number)
+    }
+
+    /// How urgent level 0 is, and a key where it is deepest.
+    fn level0_score(&self) -> (u64, Option<&'a [u8]>) {
+        let free = |run: &'s crate::compaction::shape::RunInfo<'a>| {
+            run.tables.iter().filter(|t| self.free(t))
+        };
+        let ranges = self.shape.runs.iter().flat_map(free).map(|t| (t.smallest, t.largest));
+        let (depth, column) = deepest(ranges);
+        let runs = self.shape.runs.iter().filter(|run| free(run).next().is_some()).count();
+        let depth = depth.max(runs / RUNS_PER_DEPTH);
+        (score(depth as u64, self.options.l0_trigger as u64), column)
+    }
+
+    /// The tables of level 0 that have to go together, if those over `smallest` to `largest` go: under each
+    /// table, everything older it overlaps.
+    pub(crate) fn level0_closure(&self, smallest: &'a [u8], largest: &'a [u8]) -> Inputs<'s, 'a> {
+        let mut inputs = Inputs::new(smallest, largest);
+        for run in &self.shape.runs {
+            let (smallest, largest) = (inputs.smallest, inputs.largest);
+            inputs.take(0, overlapping(&run.tables, smallest, largest));
+        }
+        inputs
+    }
+
+    /// Checks a job against those under way.
+    pub(crate) fn settle(
+        &self,
+        inputs: Inputs<'s, 'a>,
+        output_level: usize,
+        method: Method,
+    ) -> Option<Pick> {
+        let (smallest, largest) = (inputs.smallest, inputs.largest);
+        let conflicts = inputs.tables().any(|t| !self.free(t))
+            || self.claims.writes(self.partition, output_level, smallest, largest);
+        (!conflicts && inputs.tables().next().is_some())
+            .then(|| inputs.into_pick(output_level, method))
+    }
+
+    /// A column of level 0 into the base level, or, if that is blocked or would rewrite far more of the
+    /// base level than it brings, neighbouring runs into one.
+    fn level0_job(&self, base: usize, column: Option<&'a [u8]>) -> Option<Pick> {
+        let column = column?;
+        let mut inputs = self.level0_closure(column, column);
+        let brought = inputs.bytes();
+        let (smallest, largest) = (inputs.smallest, inputs.largest);
+        inputs.take(base, self.shape.overlapping(base, smallest, largest));
+        let dragged = inputs.bytes() - brought;
+        if brought.saturating_mul(self.options.level_ratio) < dragged
+            && let Some(intra) = self.intra_level0_job()
+        {
+            return Some(intra);
+        }
+        let method = if self.may_move(&inputs, 0, base) { Method::Move } else { Method::Merge };
+        self.settle(inputs, base, method).or_else(|| self.intra_level0_job())
+    }
+
+    /// The newest runs that no job has, of similar size, as many as are worth it.
+    fn intra_level0_job(&self) -> Option<Pick> {
+        let mut inputs: Option<Inputs<'s, 'a>> = None;
+        let (mut bytes, mut runs) = (0_u64, 0);
+        let mut epoch = 0;
+        for run in &self.shape.runs {
+            let size: u64 = run.tables.iter().map(|t| t.bytes).sum();
+            // Only neighbours: a run left out in between would become older than what is older than it.
+            if run.tables.iter().any(|t| !self.free(t)) {
+                if runs == 0 {
+                    continue;
+                }
+                break;
+            }
+            if runs > 0
+                && (size > bytes.saturating_mul(INTRA_GROWTH)
+                    || bytes + size > self.options.table_bytes.saturating_mul(INTRA_TABLES_MAX))
+            {
+                break;
+            }
+            let Some(first) = run.tables.first() else { continue };
+            let inputs = inputs.get_or_insert_with(|| Inputs::new(first.smallest, first.largest));
+            inputs.take(0, &run.tables);
+            epoch = epoch.max(run.epoch);
+            bytes += size;
+            runs += 1;
+        }
+        if runs < self.options.l0_trigger.max(2) {
+            return None;
+        }
+        self.settle(inputs?, 0, Method::Level0 { epoch })
+    }
+
+    /// The table of a level that drags the least of the next level along, by bytes; of equals the oldest.
+    fn level_job(&self, from: usize) -> Option<Pick> {
+        let (tables, output) = (self.shape.level(from), self.shape.level(from + 1));
+        let mut candidates: Vec<(u64, FileNumber, &TableInfo<'a>)> = tables
+            .iter()
+            .filter(|t| self.free(t))
+            .map(|t| {
+                let dragged = overlapping(output, t.smallest, t.largest);
+                let bytes: u64 = dragged.iter().map(|o| o.bytes).sum();
+                (score(bytes, t.bytes.max(1)), t.number, t)
+            })
+            .collect();
+        candidates.sort_unstable_by_key(|(dragged, number, _)| (*dragged, *number));
+        candidates.into_iter().find_map(|(_, _, table)| self.down_job(from, table))
+    }
+
+    /// One table into the next level.
+    fn down_job(&self, from: usize, table: &'s TableInfo<'a>) -> Option<Pick> {
+        let mut inputs = Inputs::new(table.smallest, table.largest);
+        inputs.take(from, [table]);
+        inputs.take(from + 1, self.shape.overlapping(from + 1, table.smallest, table.largest));
+        let moves = self.may_move(&inputs, from, from + 1);
+        self.settle(inputs, from + 1, if moves { Method::Move } else { Method::Merge })
+    }
+
+    /// Whether a job may be done without a rewrite: one table that overlaps nothing in the output level, of
+    /// the same compression, with nothing to drop, and not too much below it to be merged with later.
+    pub(crate) fn may_move(&self, inputs: &Inputs<'_, '_>, from: usize, to: usize) -> bool {
+        let mut tables = inputs.tables();
+        let (Some(table), None) = (tables.next(), tables.next()) else { return false };
+        let compressed = |level| level >= self.options.compressed_from;
+        let below = self.shape.overlapping(to + 1, table.smallest, table.largest).len();
+        compressed(from) == compressed(to)
+            && table.deletes == 0
+            && table.garbage == 0
+            && below <= GRANDPARENTS_MAX
+    }
+
+    /// Entries of a table that a rewrite in its place certainly drops: with something below it, deletes
+    /// may have to stay.
+    fn droppable(&self, level: usize, table: &TableInfo<'_>) -> u64 {
+        let kept = if self.is_bottom(level, table) { 0 } else { table.deletes };
+        table.garbage.saturating_sub(kept)
+    }
+
+    fn is_bottom(&self, level: usize, table: &TableInfo<'_>) -> bool {
+        (level + 1..LEVELS)
+            .all(|l| self.shape.overlapping(l, table.smallest, table.largest).is_empty())
+    }
+
+    /// The first table, from the bottom up, that `is_due` and no job is in the way of.
+    fn rewrite(&self, is_due: impl Fn(usize, &TableInfo<'a>) -> bool) -> Option<Pick> {
+        (1..LEVELS).rev().find_map(|level| {
+            self.shape.level(level).iter().filter(|t| t.garbage > 0 && is_due(level, t)).find_map(
+                |table| {
+                    let mut inputs = Inputs::new(table.smallest, table.largest);
+                    inputs.take(level, [table]);
+                    self.settle(inputs, level, Method::Merge)
+                },
+            )
+        })
+    }
+
+    /// A table with much garbage, rewritten in its place.
+    fn garbage_job(&self) -> Option<Pick> {
+        self.rewrite(|level, table| {
+            self.droppable(level, table).saturating_mul(GARBAGE_DIVISOR) >= table.entries
+        })
+    }
+
+    /// A table with many deletes: rewritten where nothing is below, else merged with what is.
+    fn dense_job(&self, base: usize) -> Option<Pick> {
+        let due = |t: &&TableInfo<'a>| t.dense && t.garbage > 0;
+        let rewritten =
+            self.rewrite(|level, table| due(&table) && self.droppable(level, table) > 0);
+        let lower = || {
+            (1..LEVELS - 1).find_map(|level| {
+                let tables = self.shape.level(level).iter().filter(due);
+                tables
+                    .filter(|t| !self.is_bottom(level, t))
+                    .find_map(|table| self.down_job(level, table))
+            })
+        };
+        let level0 = || {
+            self.shape.runs.iter().flat_map(|r| &r.tables).filter(due).find_map(|table| {
+                let mut inputs = self.level0_closure(table.smallest, table.largest);
+                let (smallest, largest) = (inputs.smallest, inputs.largest);
+                inputs.take(base, self.shape.overlapping(base, smallest, largest));
+                self.settle(inputs, base, Method::Merge)
+            })
+        };
+        rewritten.or_else(lower).or_else(level0)
+    }
+
+    /// Garbage that nothing else will take away: it is at the bottom.
+    fn leftover_job(&self) -> Option<Pick> {
+        self.rewrite(|level, table| {
+            table.garbage.saturating_mul(LEFTOVER_DIVISOR) >= table.entries
+                && self.is_bottom(level, table)
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compaction::shape::RunInfo;
 
-    const OPTIONS: PickOptions =
-        PickOptions { l0_trigger: 4, level_ratio: 10, base_level_bytes: 100, compressed_from: 2 };
+    const OPTIONS: PickOptions = PickOptions {
+        l0_trigger: 4,
+        level_ratio: 10,
+        base_level_bytes: 100,
+        table_bytes: 100,
+        compressed_from: 2,
+    };
 
-    fn table(
-        number: u64,
-        bytes: u64,
-        smallest: &'static str,
-        largest: &'static str,
-    ) -> TableInfo<'static> {
+    type Table = TableInfo<'static>;
+
+    fn table(number: u64, bytes: u64, smallest: &'static str, largest: &'static str) -> Table {
         TableInfo {
             number: FileNumber(number),
             bytes,
@@ -221,11 +449,32 @@ mod tests {
             entries: 100,
             deletes: 0,
             garbage: 0,
+            dense: false,
+            quarantined: false,
         }
     }
 
-    fn shape(runs: usize, levels: [Vec<TableInfo<'static>>; LEVELS]) -> Shape<'static> {
-        Shape { runs, levels: levels.into() }
+    /// Runs from the newest to the oldest, and levels by their number.
+    fn shape<const N: usize>(
+        runs: Vec<Vec<Table>>,
+        levels: [(usize, Vec<Table>); N],
+    ) -> Shape<'static> {
+        let epochs = (1..=runs.len() as u64).rev();
+        let runs =
+            runs.into_iter().zip(epochs).map(|(tables, epoch)| RunInfo { epoch, tables }).collect();
+        let mut all = vec![Vec::new(); LEVELS];
+        for (level, tables) in levels {
+            all[level] = tables;
+        }
+        Shape { runs, levels: all }
+    }
+
+    fn pick_of(shape: &Shape<'_>) -> Option<Pick> {
+        pick(shape, &OPTIONS, 0, &Claims::default())
+    }
+
+    fn numbers(pick: &Pick) -> Vec<(usize, Vec<u64>)> {
+        pick.inputs.iter().map(|(l, t)| (*l, t.iter().map(|n| n.0).collect())).collect()
     }
 
     #[test]
@@ -235,78 +484,135 @@ mod tests {
     }
 
     #[test]
-    fn targets_follow_the_size_of_the_last_level() {
-        let (base, targets) = targets(&[999, 0, 0, 0, 0, 0, 123_456], &OPTIONS);
-        assert_eq!(base, 3, "three levels above hold a tenth each, at least 100");
-        assert_eq!(&targets[3..], [123, 1234, 12_345, 123_456], "a tenth each");
+    fn targets_follow_the_size_of_the_last_level_and_never_that_of_level_0() {
+        for level0 in [0, 1, 1 << 40] {
+            let (base, targets) = targets(&[level0, 0, 0, 0, 0, 0, 123_456], &OPTIONS);
+            assert_eq!(base, 3, "three levels above hold a tenth each, at least 100");
+            assert_eq!(&targets[3..], [123, 1234, 12_345, 123_456], "a tenth each");
+        }
+    }
+
+    #[test]
+    fn debt_does_not_jump_when_level_0_drains() {
+        let before = debt(&[400, 0, 0, 0, 0, 0, 10_000], &OPTIONS);
+        let after = debt(&[0, 0, 0, 0, 0, 0, 10_400], &OPTIONS);
+        assert_eq!((before, after), (400, 0), "what was in level 0, and nothing more");
+        let excess = debt(&[0, 0, 0, 0, 0, 1500, 10_000], &OPTIONS);
+        assert_eq!(excess, 500 * 7, "with six times as much below it");
     }
 
     #[test]
     fn a_level_above_the_base_drains() {
-        let (base, _) = targets(&[0, 0, 50, 0, 0, 0, 80], &OPTIONS);
-        assert_eq!(base, 2, "level 2 has tables, so level 0 may not pass it by");
+        let shape =
+            shape(vec![], [(2, vec![table(1, 50, "a", "z")]), (6, vec![table(2, 80, "a", "z")])]);
+        let (base, _) = targets(&shape.sizes(|_| true), &OPTIONS);
+        assert_eq!(base, 2, "level 0 may not pass it by");
+        let pick = pick_of(&shape).expect("drains");
+        assert_eq!((numbers(&pick), pick.output_level), (vec![(2, vec![1])], 3), "one down");
     }
 
     #[test]
-    fn level_0_is_compacted_as_a_whole_with_what_it_overlaps() {
-        let l0 = vec![
-            table(9, 10, "d", "m"),
-            table(8, 10, "a", "c"),
-            table(7, 10, "k", "p"),
-            table(6, 10, "b", "b"),
-        ];
-        let l6 = vec![table(1, 50, "a", "e"), table(2, 50, "g", "p"), table(3, 50, "q", "z")];
-        let mut shape = shape(3, [l0, vec![], vec![], vec![], vec![], vec![], l6]);
-        assert_eq!(pick(&shape, &OPTIONS), None, "three runs are not due");
-        shape.runs = 4;
-        let pick = pick(&shape, &OPTIONS).expect("due");
-        assert_eq!((pick.level, pick.output_level, pick.inputs.len()), (0, 6, 4), "all of level 0");
-        assert_eq!(pick.overlapped, [FileNumber(1), FileNumber(2)], "what it overlaps");
-        assert!(!pick.trivial, "merges");
+    fn level_0_is_due_by_overlaps_and_takes_a_column_with_all_that_is_older_below_it() {
+        let three = |number| vec![table(number, 10, "d", "m"), table(number + 1, 10, "p", "q")];
+        let oldest = vec![table(30, 10, "a", "e")];
+        let base = vec![table(1, 50, "a", "c"), table(2, 50, "g", "p"), table(3, 50, "q", "z")];
+        let mut shape = shape(vec![three(10), three(12), three(14)], [(6, base)]);
+        assert_eq!(pick_of(&shape), None, "three deep is not due");
+        shape.runs.push(RunInfo { epoch: 0, tables: oldest });
+        let pick = pick_of(&shape).expect("four deep from d to e");
+        let column = vec![(0, vec![10, 12, 14, 30]), (6, vec![1, 2])];
+        assert_eq!((numbers(&pick), pick.output_level), (column, 6), "not what is at p and q");
+        assert_eq!((&*pick.smallest, &*pick.largest), (&b"a"[..], &b"p"[..]), "its range");
+    }
+
+    #[test]
+    fn a_job_under_way_sends_level_0_to_merge_within_itself() {
+        let run = |number| vec![table(number, 10, "a", "z")];
+        let old = [run(20), run(21), run(22), run(23)];
+        let mut claims = Claims::default();
+        let first = shape(old.to_vec(), [(6, vec![table(1, 50, "a", "z")])]);
+        let taken = pick(&first, &OPTIONS, 0, &claims).expect("due");
+        claims.take(taken.claim(0));
+        assert_eq!(pick(&first, &OPTIONS, 0, &claims), None, "all of it is taken");
+        let new = [run(30), run(31), run(32), run(33)];
+        let both = shape([new, old].concat(), [(6, vec![table(1, 50, "a", "z")])]);
+        let second = pick(&both, &OPTIONS, 0, &claims).expect("four new runs");
+        assert_eq!(numbers(&second), [(0, vec![30, 31, 32, 33])], "the new ones");
+        assert_eq!(
+            (second.output_level, second.method),
+            (0, Method::Level0 { epoch: 8 }),
+            "newest"
+        );
+    }
+
+    #[test]
+    fn tiny_runs_merge_among_themselves_rather_than_rewrite_a_large_base() {
+        let run = |number| vec![table(number, 10, "a", "z")];
+        let runs = vec![run(20), run(21), run(22), run(23)];
+        let large = shape(runs.clone(), [(6, vec![table(1, 401, "a", "z")])]);
+        let pick = pick_of(&large).expect("due");
+        assert_eq!(pick.method, Method::Level0 { epoch: 4 }, "40 bytes would rewrite 401");
+        let fair = shape(runs, [(6, vec![table(1, 400, "a", "z")])]);
+        assert_eq!(pick_of(&fair).expect("due").method, Method::Merge, "400 are worth it");
     }
 
     #[test]
     fn a_full_level_gives_up_the_table_with_the_least_below_it() {
         let l5 = vec![table(11, 100, "a", "f"), table(12, 100, "g", "k"), table(13, 100, "l", "z")];
         let l6 = vec![table(1, 900, "a", "c"), table(2, 90, "g", "h"), table(3, 910, "m", "n")];
-        let shape = shape(0, [vec![], vec![], vec![], vec![], vec![], l5, l6]);
-        let pick = pick(&shape, &OPTIONS).expect("300 bytes where 190 are the target");
-        assert_eq!(pick.inputs, [FileNumber(12)], "90 bytes below it");
-        assert_eq!(
-            (pick.overlapped.as_slice(), pick.trivial),
-            (&[FileNumber(2)][..], false),
-            "merges"
-        );
+        let shape = shape(vec![], [(5, l5), (6, l6)]);
+        let first = pick_of(&shape).expect("300 bytes where 190 are the target");
+        assert_eq!(numbers(&first), [(5, vec![12]), (6, vec![2])], "90 bytes below it");
+        let mut claims = Claims::default();
+        claims.take(first.claim(0));
+        let second = pick(&shape, &OPTIONS, 0, &claims).expect("200 are left, still too many");
+        assert_eq!(numbers(&second), [(5, vec![11]), (6, vec![1])], "the next best");
+        claims.take(second.claim(0));
+        assert_eq!(pick(&shape, &OPTIONS, 0, &claims), None, "100 are not too many");
+    }
+
+    #[test]
+    fn no_job_takes_a_damaged_table_and_others_go_on() {
+        let damaged = TableInfo { quarantined: true, ..table(2, 90, "g", "h") };
+        let l5 = vec![table(11, 100, "a", "f"), table(12, 100, "g", "k"), table(13, 100, "l", "z")];
+        let l6 = vec![table(1, 900, "a", "c"), damaged, table(3, 910, "m", "n")];
+        let pick = pick_of(&shape(vec![], [(5, l5), (6, l6)])).expect("due");
+        assert_eq!(numbers(&pick), [(5, vec![11]), (6, vec![1])], "the next best");
     }
 
     #[test]
     fn a_table_with_nothing_below_it_moves_unless_its_compression_changes_or_it_has_deletes() {
-        let levels = |t: TableInfo<'static>, at: usize| {
-            let mut levels: [Vec<TableInfo<'static>>; LEVELS] = Default::default();
-            levels[at] = vec![t];
-            shape(0, levels)
-        };
-        let moved = |shape: &Shape<'static>| pick(shape, &OPTIONS).expect("due").trivial;
-        assert!(moved(&levels(table(1, 500, "a", "z"), 3)), "level 3 to 4");
-        assert!(!moved(&levels(table(1, 500, "a", "z"), 1)), "level 1 to 2 gets compressed");
+        let moved = |t: Table, at| pick_of(&shape(vec![], [(at, vec![t])])).expect("due").method;
+        assert_eq!(moved(table(1, 500, "a", "z"), 3), Method::Move, "level 3 to 4");
+        assert_eq!(moved(table(1, 500, "a", "z"), 1), Method::Merge, "gets compressed");
         let deletes = TableInfo { deletes: 1, ..table(1, 500, "a", "z") };
-        assert!(!moved(&levels(deletes, 3)), "deletes may be spent");
+        assert_eq!(moved(deletes, 3), Method::Merge, "deletes may be spent");
     }
 
     #[test]
-    fn garbage_is_rewritten_in_place_only_where_nothing_is_below() {
-        let garbage = |number| TableInfo { garbage: 25, ..table(number, 50, "a", "c") };
-        let l6 = vec![garbage(1), table(2, 50, "d", "f")];
-        let shape6 = shape(0, [vec![], vec![], vec![], vec![], vec![], vec![], l6]);
-        let pick6 = pick(&shape6, &OPTIONS).expect("a quarter is garbage");
-        assert_eq!(
-            (pick6.level, pick6.output_level, pick6.inputs),
-            (6, 6, vec![FileNumber(1)]),
-            "in place"
-        );
-        let l5 = vec![garbage(3)];
-        let shape5 =
-            shape(0, [vec![], vec![], vec![], vec![], vec![], l5, vec![table(2, 50, "b", "f")]]);
-        assert_eq!(pick(&shape5, &OPTIONS), None, "deletes are still needed above something");
+    fn garbage_is_rewritten_in_place_as_far_as_it_certainly_goes() {
+        let garbage = TableInfo { garbage: 25, ..table(1, 50, "a", "c") };
+        let bottom = shape(vec![], [(6, vec![garbage.clone(), table(2, 50, "d", "f")])]);
+        let pick = pick_of(&bottom).expect("a quarter is garbage");
+        assert_eq!((numbers(&pick), pick.output_level), (vec![(6, vec![1])], 6), "in place");
+        let deletes = TableInfo { deletes: 25, ..garbage.clone() };
+        let above = |t: Table| shape(vec![], [(5, vec![t]), (6, vec![table(2, 1000, "b", "f")])]);
+        assert_eq!(pick_of(&above(deletes)), None, "deletes are still needed above something");
+        assert_eq!(pick_of(&above(garbage)).expect("shadowed").output_level, 5, "in place");
+    }
+
+    #[test]
+    fn tables_dense_with_deletes_go_down_and_stale_rests_at_the_bottom_go() {
+        let dense = TableInfo { garbage: 10, deletes: 10, dense: true, ..table(1, 50, "a", "c") };
+        let l6 = vec![table(2, 900, "b", "f")];
+        let pick = pick_of(&shape(vec![], [(5, vec![dense.clone()]), (6, l6.clone())]));
+        assert_eq!(numbers(&pick.expect("dense")), [(5, vec![1]), (6, vec![2])], "down");
+        let pick = pick_of(&shape(vec![vec![dense.clone()]], [(6, l6)])).expect("dense");
+        assert_eq!(numbers(&pick), [(0, vec![1]), (6, vec![2])], "from level 0, too");
+        let pinned = TableInfo { garbage: 0, ..dense };
+        assert_eq!(pick_of(&shape(vec![], [(6, vec![pinned])])), None, "nothing may go yet");
+        let rest = |garbage| TableInfo { garbage, ..table(1, 50, "a", "c") };
+        assert_eq!(pick_of(&shape(vec![], [(6, vec![rest(6)])])), None, "not worth it");
+        assert!(pick_of(&shape(vec![], [(6, vec![rest(7)])])).is_some(), "a sixteenth is");
     }
 }

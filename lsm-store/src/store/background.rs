@@ -38,11 +38,15 @@ pub(crate) fn bells() -> (Bells, Ears) {
 /// # Errors
 /// `Io` if the system has no more threads; those already started end at the next ring.
 pub(crate) fn start(inner: &Arc<Inner>, ears: Ears) -> Result<Vec<JoinHandle<()>>> {
-    let works: [(&str, Receiver<()>, Work); 3] = [
+    let mut works: Vec<(&str, Receiver<()>, Work)> = vec![
         ("lsm-flush", ears.flush, |inner, bell| listen(inner, bell, Inner::flush_once)),
-        ("lsm-compact", ears.compaction, |inner, bell| listen(inner, bell, Inner::compact_once)),
         ("lsm-care", ears.care, scrub::tend),
     ];
+    let compact: Work = |inner, bell| listen(inner, bell, Inner::compact_once);
+    works.extend(
+        (0..inner.options.compaction_threads)
+            .map(|_| ("lsm-compact", ears.compaction.clone(), compact)),
+    );
     let mut threads = Vec::new();
     for (name, bell, work) in works {
         match spawn(name, Arc::clone(inner), bell, work) {
@@ -59,9 +63,11 @@ pub(crate) fn start(inner: &Arc<Inner>, ears: Ears) -> Result<Vec<JoinHandle<()>
 /// The life of a thread.
 type Work = fn(&Inner, &Receiver<()>);
 
-/// Ends the threads after the jobs they are at. Returns whether none had panicked.
+/// Ends the threads: a flush is finished before, a compaction is given up. Returns whether none had
+/// panicked.
 pub(crate) fn stop(inner: &Inner, threads: Vec<JoinHandle<()>>) -> bool {
     inner.begin_closing();
+    inner.wake_waiters();
     inner.ring_flush();
     inner.ring_compaction();
     inner.ring_care();
@@ -106,6 +112,9 @@ fn listen(inner: &Inner, bell: &Receiver<()>, work: fn(&Inner) -> Result<bool>) 
         }
         loop {
             if inner.state.lock().closing {
+                // One ring wakes one thread: it hands it on.
+                inner.ring_flush();
+                inner.ring_compaction();
                 return;
             }
             match work(inner) {

@@ -46,10 +46,10 @@ impl Drop for Excluded<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         state.run_open = false;
-        state.compacting = false;
+        state.jobs_stopped = false;
         state.flushing = false;
         drop(state);
-        self.0.changed.notify_all();
+        self.0.wake_waiters();
         self.0.ring_flush();
         self.0.ring_compaction();
     }
@@ -90,8 +90,12 @@ impl Store {
         };
         let flushed = self.flush_and_stop_jobs(target);
         if flushed.is_err() {
-            inner.state.lock().run_open = false;
-            inner.changed.notify_all();
+            let mut state = inner.state.lock();
+            state.run_open = false;
+            state.jobs_stopped = false;
+            drop(state);
+            inner.wake_waiters();
+            inner.ring_compaction();
         }
         flushed?;
         let _excluded = Excluded(inner);
@@ -108,7 +112,8 @@ impl Store {
         let since = Instant::now();
         let deadline = since + inner.options.stall_max;
         let mut state = inner.state.lock();
-        while !state.frozen.is_empty() || state.flushing || state.compacting {
+        state.jobs_stopped = true;
+        while !state.frozen.is_empty() || state.flushing || state.compactions > 0 {
             state.check_writable()?;
             let in_vain = inner.executor == Executor::Inline;
             if in_vain || inner.changed.wait_until(&mut state, deadline).timed_out() {
@@ -121,7 +126,6 @@ impl Store {
             state.durable.index
         );
         state.flushing = true;
-        state.compacting = true;
         Ok(())
     }
 }

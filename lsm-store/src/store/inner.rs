@@ -8,10 +8,11 @@
 //! ```
 //!
 //! Locks, always taken in this order and released in reverse:
-//! 1. `catalog`: serialises changes of the manifest; held across their I/O. Taken by jobs and by
+//! 1. `paused`, by the caller who goes on with it. `claims`: while a compaction is chosen, not while it runs.
+//! 2. `catalog`: serialises changes of the manifest; held across their I/O. Taken by jobs and by
 //!    [`Store::set_floor`](super::Store::set_floor), never by readers, runs or freezing.
-//! 2. `state`: memtables, version, flags. Held for a few instructions, never across I/O; `changed` goes with it.
-//! 3. `retention`, then the table graveyard and the reports of damage: leaves.
+//! 3. `state`: memtables, version, flags. Held for a few instructions, never across I/O; `changed` goes with it.
+//! 4. `retention`, then the table graveyard and the reports of damage: leaves.
 //!
 //! The `scrub` cursor is taken by scrubbing alone, before any of these.
 
@@ -26,6 +27,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cache::BlockCache;
+use crate::compaction::claims::Claims;
 use crate::error::{Error, IoContext, Result};
 use crate::events::Event;
 use crate::manifest::current::{table_dir, table_path};
@@ -37,7 +39,9 @@ use crate::options::{Executor, Options};
 use crate::sstable::TableMeta;
 use crate::sstable::damage::DamageReports;
 use crate::sstable::reader::{Graveyard, Table};
+use crate::store::beats::Beats;
 use crate::store::catalog::Catalog;
+use crate::store::compact::l0_depth;
 use crate::store::metrics::Counters;
 use crate::store::retention::Retention;
 use crate::store::scrub::Cursor;
@@ -63,7 +67,10 @@ pub(crate) struct State {
     /// Per partition the last number applied and published; the open run has it.
     pub(crate) sequences: Vec<u64>,
     pub(crate) flushing: bool,
-    pub(crate) compacting: bool,
+    /// Compactions under way, or being chosen.
+    pub(crate) compactions: usize,
+    /// None may begin: something else replaces tables.
+    pub(crate) jobs_stopped: bool,
     pub(crate) closing: bool,
     /// Why the store accepts no more writes.
     pub(crate) poison: Option<String>,
@@ -95,9 +102,9 @@ impl State {
         }
     }
 
-    /// The most runs in level 0 of any partition.
-    pub(crate) fn l0_runs(&self) -> usize {
-        self.version.partitions.iter().map(|p| p.runs.len()).max().unwrap_or(0)
+    /// How deep level 0 of any partition is.
+    pub(crate) fn l0_depth(&self) -> usize {
+        self.version.partitions.iter().map(l0_depth).max().unwrap_or(0)
     }
 
     /// The error of a wait that gave up.
@@ -112,7 +119,7 @@ impl State {
         Error::Stalled {
             waited_ms: waited,
             frozen: self.frozen.len(),
-            l0_runs: self.l0_runs(),
+            l0_runs: self.l0_depth(),
             last,
         }
     }
@@ -139,6 +146,12 @@ pub(crate) struct Inner {
     /// Position and all sequence numbers change together. Published with `state` locked.
     pub(crate) visible: VisibleCell,
     pub(crate) retention: Mutex<Retention>,
+    /// What compactions under way hold.
+    pub(crate) claims: Mutex<Claims>,
+    /// Notified when one of them ends, and when the store closes; goes with `claims`.
+    pub(crate) job_ended: Condvar,
+    /// A compaction that goes on when the caller has paid for more: [`Executor::Inline`] only.
+    pub(crate) paused: Mutex<Beats>,
     pub(crate) catalog: Mutex<Catalog>,
     pub(crate) state: Mutex<State>,
     /// Notified when memtables, version or flags of `state` change.
@@ -233,6 +246,12 @@ impl Inner {
             self.changed.wait(state);
         }
         state.run_waiters -= 1;
+    }
+
+    /// Whoever waits for a change looks again.
+    pub(crate) fn wake_waiters(&self) {
+        self.changed.notify_all();
+        self.job_ended.notify_all();
     }
 
     /// Wakes the thread that flushes.
@@ -343,14 +362,17 @@ impl Inner {
         }
     }
 
-    /// Remembers the failure of a background job.
+    /// Remembers the failure of a background job. That the store closes is none.
     pub(crate) fn record_failure(&self, failure: &Error, of_flush: bool) {
+        if matches!(failure, Error::Closed) {
+            return self.wake_waiters();
+        }
         let mut state = self.state.lock();
         state.failures += 1;
         state.flush_failures += u64::from(of_flush);
         state.last_failure = failure.to_string();
         drop(state);
-        self.changed.notify_all();
+        self.wake_waiters();
         let job = if of_flush { "flush" } else { "compaction" };
         self.options.events.emit(|| Event::JobFailed { job, error: failure.to_string() });
     }

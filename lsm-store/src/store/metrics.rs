@@ -90,6 +90,8 @@ pub struct Metrics {
     pub flushes: u64,
     /// Size of the tables that flushes wrote.
     pub flush_bytes: u64,
+    /// Compactions under way.
+    pub compactions_running: usize,
     /// Compactions done that merged tables.
     pub compactions: u64,
     /// Compactions done by moving tables as they are.
@@ -161,6 +163,7 @@ impl Inner {
             runs: c.runs.get(),
             flushes: c.flushes.get(),
             flush_bytes: c.flush_bytes.get(),
+            compactions_running: self.claims.lock().len(),
             compactions: c.compactions.get(),
             trivial_moves: c.trivial_moves.get(),
             compaction_bytes_read: c.compaction_bytes_read.get(),

@@ -13,8 +13,10 @@ mod adopt;
 mod background;
 #[cfg(test)]
 mod balance;
+mod beats;
 mod catalog;
 mod checkpoint;
+mod compact;
 mod damage;
 mod export;
 mod ingest;
@@ -87,6 +89,7 @@ impl Handle {
     fn stop(&self) -> bool {
         let threads = std::mem::take(&mut *self.threads.lock());
         let sound = background::stop(&self.inner, threads);
+        self.inner.drop_paused();
         self.inner.bury();
         let lock = self.inner.dir_lock.lock().take();
         drop(lock);
@@ -207,12 +210,18 @@ impl Store {
             if inner.executor == Executor::Inline {
                 drop(state);
                 // A failed job is recorded, and tried again at the next freeze.
-                let _recorded = inner.work_inline().is_err();
+                let _recorded = inner.flush_inline().is_err();
                 state = inner.state.lock();
                 inner.check_next(&state, position.index)?;
             } else {
                 inner.ring_flush();
             }
+        }
+        if inner.executor == Executor::Inline {
+            drop(state);
+            inner.beat();
+            state = inner.state.lock();
+            inner.check_next(&state, position.index)?;
         }
         Ok(Run::begin(&self.0.inner, &mut state, position))
     }
@@ -225,7 +234,7 @@ impl Store {
         let inner = self.inner();
         let full = |state: &State| {
             state.frozen.len() >= inner.options.frozen_max
-                || state.l0_runs() >= inner.options.l0_stop
+                || state.l0_depth() >= inner.options.l0_stop
         };
         if !full(&state) {
             return Ok(state);
@@ -488,8 +497,9 @@ impl Store {
         self.inner().verify()
     }
 
-    /// Ends the log of the store, if it has one, and background work, after the jobs under way, and releases the directory, for all handles. What
-    /// is not flushed is for the caller's log to replay; call [`flush`](Store::flush) before to spare that.
+    /// Ends the log of the store, if it has one, and background work, and releases the directory, for all
+    /// handles. A flush under way is finished, a compaction is given up and done anew after the next
+    /// opening. What is not flushed is for the caller's log to replay; call [`flush`](Store::flush) before to spare that.
     /// Views stay readable.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
 use crate::cache::BlockCache;
+use crate::compaction::claims::Claims;
 use crate::error::{Error, IoContext, Result};
 use crate::manifest::current::{lock_path, manifest_path, parse_table, table_dir};
 use crate::manifest::version::Version;
@@ -30,6 +31,7 @@ use crate::options::{Executor, Options};
 use crate::sstable::damage::DamageReports;
 use crate::sstable::reader::Graveyard;
 use crate::store::adopt::remove_adopted;
+use crate::store::beats::Beats;
 use crate::store::catalog::Catalog;
 use crate::store::damage::open_tables;
 use crate::store::inner::{Bells, Inner, State};
@@ -112,7 +114,8 @@ pub(crate) fn open(
         run_waiters: 0,
         sequences: visible.sequences.clone(),
         flushing: false,
-        compacting: false,
+        compactions: 0,
+        jobs_stopped: false,
         closing: false,
         poison: None,
         failures: 0,
@@ -132,6 +135,9 @@ pub(crate) fn open(
         superversion: ArcSwap::from_pointee(superversion),
         visible: VisibleCell::new(&visible),
         retention: Mutex::new(retention),
+        claims: Mutex::new(Claims::default()),
+        job_ended: Condvar::new(),
+        paused: Mutex::new(Beats::default()),
         catalog: Mutex::new(catalog),
         state: Mutex::new(shared),
         changed: Condvar::new(),

@@ -12,10 +12,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::compaction::picker::Pick;
 use crate::error::{Error, Result};
 use crate::events::Event;
-use crate::manifest::version::Levels;
 use crate::options::Options;
 use crate::store::inner::Inner;
 
@@ -129,10 +127,4 @@ impl Inner {
             self.ring_compaction();
         }
     }
-}
-
-/// Size of the tables a job reads.
-pub(crate) fn bytes_read(levels: &Levels, pick: &Pick) -> u64 {
-    let read = |number| pick.inputs.contains(number) || pick.overlapped.contains(number);
-    levels.tables().map(|t| t.meta()).filter(|m| read(&m.number)).map(|m| m.len).sum()
 }

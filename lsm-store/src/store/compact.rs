@@ -1,0 +1,445 @@
+//! One compaction from its choice to its installation. The same code runs in threads, step by step on the
+//! caller's thread ([`Executor::Inline`](crate::Executor::Inline)) and for [`Store::compact`].
+//!
+//! ```text
+//! begin: choose, claim, freeze the bound ─► step: merge 64 KiB ─► … ─► install ─► end: give back the claim
+//!                                                 └─ any error, close ─► remove outputs ─► end
+//! ```
+//!
+//! A job is chosen and its claim taken under one lock (`claims`), and given back only after it was
+//! installed: whoever chooses sees either its inputs and the claim, or its outputs.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::MutexGuard;
+
+use crate::compaction::claims::{ClaimId, Claims};
+use crate::compaction::cut::Cutter;
+use crate::compaction::manual::{self, KeyRange, Manual};
+use crate::compaction::merge::{Merge, MergeSpec, Merged, Older, Tally};
+use crate::compaction::picker::{Method, Pick, PickOptions, debt, depth, pick};
+use crate::compaction::shape::{RunInfo, Shape, TableInfo};
+use crate::error::{Error, Result};
+use crate::iter::level::{LevelIter, Tables};
+use crate::iter::merge::{MergeIter, Source};
+use crate::iter::reading::Reading;
+use crate::manifest::edit::{Item, PlacedTable};
+use crate::manifest::version::{Levels, SortedRun, Version};
+use crate::options::{Compression, Executor, LEVELS};
+use crate::sstable::reader::Table;
+use crate::store::Store;
+use crate::store::inner::Inner;
+use crate::store::jobs::{COMPRESSED_FROM, STEP_BYTES};
+use crate::types::{FileNumber, PartitionId};
+
+/// A wait for the end of a job looks again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A table is dense with deletes if one of so many of its blocks is.
+const DENSE_DIVISOR: u64 = 20;
+
+/// A compaction under way.
+#[derive(Debug)]
+pub(crate) struct Compaction {
+    claim: ClaimId,
+    partition: u8,
+    pick: Pick,
+    inputs: Vec<Arc<Table>>,
+    /// `None` if the inputs move as they are.
+    merge: Option<Merge>,
+    /// Files of outputs so far.
+    created: Vec<PathBuf>,
+}
+
+impl Inner {
+    /// Does one compaction, if one is due. Returns whether one was.
+    ///
+    /// # Errors
+    /// The job failed and left no trace; it is due again, with fresh files. `Closed` if the store closed
+    /// meanwhile.
+    pub(crate) fn compact_once(&self) -> Result<bool> {
+        let Some(job) = self.begin_compaction() else { return Ok(false) };
+        // There may be something for another thread, too.
+        self.ring_compaction();
+        self.drive(job).map(|()| true)
+    }
+
+    /// Chooses what is due and claims it.
+    pub(crate) fn begin_compaction(&self) -> Option<Compaction> {
+        let options = self.pick_options();
+        let mut claims = self.claims.lock();
+        let version = self.enter().ok().flatten()?;
+        let begun = (0_u8..).zip(&version.partitions).find_map(|(id, levels)| {
+            let shape = self.shape(id, levels);
+            let pick = pick(&shape, &options, id, &claims)?;
+            if pick.method != Method::Move && !self.has_room_for(pick.bytes) {
+                return None;
+            }
+            let claim = claims.take(pick.claim(id));
+            Some(self.compaction(claim, id, levels, pick))
+        });
+        if begun.is_none() {
+            self.leave();
+        }
+        begun
+    }
+
+    /// Counts a compaction as under way and gives the version to choose it from, unless none may begin.
+    ///
+    /// # Errors
+    /// `Poisoned`, `Closed`.
+    fn enter(&self) -> Result<Option<Arc<Version>>> {
+        let mut state = self.state.lock();
+        state.check_writable()?;
+        if state.jobs_stopped {
+            return Ok(None);
+        }
+        state.compactions += 1;
+        Ok(Some(Arc::clone(&state.version)))
+    }
+
+    fn leave(&self) {
+        self.state.lock().compactions -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Goes on with a job to its end.
+    pub(crate) fn drive(&self, mut job: Compaction) -> Result<()> {
+        let result = loop {
+            match self.step(&mut job, STEP_BYTES) {
+                Ok(false) => {}
+                Ok(true) => break Ok(()),
+                Err(e) => break Err(e),
+            }
+        };
+        self.end_compaction(job, result)
+    }
+
+    /// Goes on with a job for at least `budget` bytes of entries. Returns whether it is installed.
+    ///
+    /// # Errors
+    /// The job is over; [`end_compaction`](Self::end_compaction) removes its outputs. `Closed` if the
+    /// store closes.
+    pub(crate) fn step(&self, job: &mut Compaction, budget: u64) -> Result<bool> {
+        self.state.lock().check_writable()?;
+        let Some(merge) = &mut job.merge else {
+            self.install_move(job)?;
+            return Ok(true);
+        };
+        let created = &mut job.created;
+        match merge.step(budget, &mut || self.create_output(created))? {
+            None => Ok(false),
+            Some(merged) => self.install_merged(job, merged).map(|()| true),
+        }
+    }
+
+    /// Gives back what a job held, removes its outputs if it failed, and says so.
+    ///
+    /// # Errors
+    /// That of the job.
+    pub(crate) fn end_compaction(&self, job: Compaction, result: Result<()>) -> Result<()> {
+        // Both hold on to the inputs, whose files are to go.
+        drop((job.merge, job.inputs));
+        if result.is_err() {
+            self.abandon(&job.created);
+        }
+        self.claims.lock().release(job.claim);
+        self.leave();
+        self.job_ended.notify_all();
+        if let Err(e) = &result {
+            self.record_failure(e, false);
+        }
+        self.bury();
+        // What waited for this one may go now.
+        self.ring_compaction();
+        result
+    }
+
+    /// The shape of a partition for the picker.
+    fn shape<'l>(&self, id: u8, levels: &'l Levels) -> Shape<'l> {
+        let bound = self.bound(usize::from(id));
+        let infos = |tables: &'l Tables| -> Vec<TableInfo<'l>> {
+            tables.iter().map(|table| self.table_info(table, bound)).collect()
+        };
+        let run = |run: &'l SortedRun| RunInfo { epoch: run.epoch, tables: infos(&run.tables) };
+        Shape {
+            runs: levels.runs.iter().map(run).collect(),
+            levels: levels.levels.iter().map(infos).collect(),
+        }
+    }
+
+    /// What the picker knows of a table; what is at or below `bound` and hidden may be dropped.
+    fn table_info<'l>(&self, table: &'l Table, bound: u64) -> TableInfo<'l> {
+        let (meta, properties) = (table.meta(), table.properties());
+        let dense = properties.tombstone_dense_blocks.saturating_mul(DENSE_DIVISOR);
+        TableInfo {
+            number: meta.number,
+            bytes: meta.len,
+            smallest: &meta.smallest.user_key,
+            largest: &meta.largest.user_key,
+            entries: meta.entries,
+            deletes: meta.deletes,
+            garbage: meta.garbage_at(bound),
+            dense: dense > 0 && dense >= properties.data_blocks,
+            quarantined: self.is_quarantined(meta.number),
+        }
+    }
+
+    /// What compactions would have to write until nothing is due.
+    pub(crate) fn debt(&self) -> u64 {
+        let options = self.pick_options();
+        let version = Arc::clone(&self.state.lock().version);
+        version.partitions.iter().map(|levels| debt(&sizes(levels), &options)).sum()
+    }
+
+    pub(crate) fn pick_options(&self) -> PickOptions {
+        PickOptions {
+            l0_trigger: self.options.l0_trigger,
+            level_ratio: self.options.level_ratio,
+            base_level_bytes: self.options.base_level_bytes,
+            table_bytes: self.options.table_bytes,
+            compressed_from: match self.options.compression {
+                Compression::None => LEVELS,
+                Compression::Lz4 => COMPRESSED_FROM,
+            },
+        }
+    }
+
+    fn compaction(&self, claim: ClaimId, id: u8, levels: &Levels, pick: Pick) -> Compaction {
+        let selected: Vec<(usize, Vec<Tables>)> =
+            pick.inputs.iter().map(|(level, n)| (*level, select(levels, *level, n))).collect();
+        let inputs: Vec<Arc<Table>> = selected
+            .iter()
+            .flat_map(|(_, runs)| runs.iter().flat_map(|run| run.iter().cloned()))
+            .collect();
+        assert_eq!(
+            inputs.len(),
+            pick.tables().count(),
+            "tables of a compaction into level {} found in the version it was picked from",
+            pick.output_level
+        );
+        let merge = (pick.method != Method::Move).then(|| {
+            let sources = selected
+                .into_iter()
+                .flat_map(|(_, runs)| runs)
+                .map(|run| Source::Level(Box::new(LevelIter::new(run, Reading::COMPACTION))));
+            Merge::new(MergeIter::new(sources.collect()), self.compaction_spec(id, levels, &pick))
+        });
+        Compaction { claim, partition: id, pick, inputs, merge, created: Vec::new() }
+    }
+
+    fn compaction_spec(&self, id: u8, levels: &Levels, pick: &Pick) -> MergeSpec {
+        let below = |level: usize| levels.levels.get(level).cloned().unwrap_or_default();
+        let table_bytes = self.options.table_bytes;
+        let (cutter, runs) = match pick.method {
+            Method::Level0 { .. } => {
+                (Cutter::pieces(table_bytes, base(levels)), older_runs(levels, pick))
+            }
+            Method::Merge | Method::Move => {
+                (Cutter::aligned(table_bytes, below(pick.output_level + 1)), Vec::new())
+            }
+        };
+        let lower = levels.levels.iter().skip(pick.output_level + 1).cloned();
+        let older = Older(runs.into_iter().chain(lower).filter(|t| !t.is_empty()).collect());
+        self.merge_spec(id, pick.output_level, cutter, older)
+    }
+
+    fn deletions(job: &Compaction) -> Vec<Item> {
+        let delete = |(level, tables): &(usize, Vec<FileNumber>)| {
+            let (partition, level) = (job.partition, *level);
+            let item =
+                move |number: &FileNumber| Item::DeleteTable { partition, level, number: *number };
+            tables.iter().map(item).collect::<Vec<_>>()
+        };
+        job.pick.inputs.iter().flat_map(delete).collect()
+    }
+
+    fn install_move(&self, job: &Compaction) -> Result<()> {
+        let mut items = Self::deletions(job);
+        items.extend(job.inputs.iter().map(|t| {
+            let (level, meta) = (job.pick.output_level, t.meta().clone());
+            Item::AddTable(Box::new(PlacedTable { level, l0_epoch: 0, meta }))
+        }));
+        self.install(|_| items, &[], |_| {})?;
+        self.counters.trivial_moves.add(1);
+        Ok(())
+    }
+
+    fn install_merged(&self, job: &Compaction, merged: Merged) -> Result<()> {
+        let mut expected = Tally::default();
+        job.inputs.iter().for_each(|t| expected.add(t.meta().entries, t.meta().kv_digest));
+        if merged.read != expected {
+            let reason = format!(
+                "compaction into level {} read {:?} where its tables hold {expected:?}",
+                job.pick.output_level, merged.read
+            );
+            let imbalance = Error::Poisoned { reason };
+            self.poison(&imbalance);
+            return Err(imbalance);
+        }
+        let opened = self.publish_files(&merged.outputs)?;
+        let read = job.inputs.iter().map(|t| t.meta().len).sum();
+        let written = merged.outputs.iter().map(|m| m.len).sum();
+        let l0_epoch = match job.pick.method {
+            Method::Level0 { epoch } => epoch,
+            Method::Merge | Method::Move => 0,
+        };
+        let level = job.pick.output_level;
+        let mut items = Self::deletions(job);
+        let place = |meta| Item::AddTable(Box::new(PlacedTable { level, l0_epoch, meta }));
+        items.extend(merged.outputs.into_iter().map(place));
+        self.install(|_| items, &opened, |_| {})?;
+        self.counters.shadowed_dropped.add(merged.shadowed);
+        self.counters.deletes_dropped.add(merged.spent_deletes);
+        self.counters.compactions.add(1);
+        self.counters.compaction_bytes_read.add(read);
+        self.counters.compaction_bytes_written.add(written);
+        Ok(())
+    }
+
+    /// Chooses the next job of a manual compaction and claims it; waits for a job that is in the way.
+    fn begin_manual(&self, id: u8, range: KeyRange<'_>) -> Result<Option<Compaction>> {
+        let options = self.pick_options();
+        let mut claims = self.claims.lock();
+        loop {
+            let Some(version) = self.enter()? else {
+                self.wait_for_a_job(&mut claims);
+                continue;
+            };
+            let next = version.partitions.get(usize::from(id)).map_or(Manual::Done, |levels| {
+                manual::next(&self.shape(id, levels), &options, id, &claims, range)
+            });
+            let blocked = match (next, version.partitions.get(usize::from(id))) {
+                (Manual::Job(pick), Some(levels)) => {
+                    if pick.method == Method::Move || self.has_room_for(pick.bytes) {
+                        let claim = claims.take(pick.claim(id));
+                        return Ok(Some(self.compaction(claim, id, levels, pick)));
+                    }
+                    let free = self.space.free().unwrap_or_default();
+                    Err(Error::NoSpace { free, needed: pick.bytes })
+                }
+                // Not by a job, then.
+                (Manual::Blocked, _) if claims.len() == 0 => {
+                    let damaged = version.tables().find(|t| self.is_quarantined(t.meta().number));
+                    let path = damaged.map_or(&*self.dir, |table| table.path());
+                    let detail = "a damaged table is in the way of the compaction";
+                    Err(Error::corruption(path, 0, detail))
+                }
+                (Manual::Blocked, _) => Ok(()),
+                (Manual::Done | Manual::Job(_), _) => {
+                    self.leave();
+                    return Ok(None);
+                }
+            };
+            self.leave();
+            blocked?;
+            if self.executor == Executor::Inline {
+                drop(claims);
+                self.work_inline()?;
+                claims = self.claims.lock();
+            } else {
+                self.wait_for_a_job(&mut claims);
+            }
+        }
+    }
+
+    /// The end of every job is told; the time limit only bounds what a mistake could cost.
+    fn wait_for_a_job(&self, claims: &mut MutexGuard<'_, Claims>) {
+        let _woken = self.job_ended.wait_for(claims, LOOK_AGAIN).timed_out();
+    }
+}
+
+impl Store {
+    /// Flushes, and moves everything that tables hold of a key range into the last level; what no view and
+    /// no read at or above the floor can see any more is dropped and its space freed. Reads and writes
+    /// go on beside it; what is written meanwhile may or may not be included. Works on the calling
+    /// thread, in jobs of a few tables each; takes the time it takes.
+    ///
+    /// # Errors
+    /// As [`flush`](Store::flush); those of a job that failed: what was done before stays done.
+    /// `Closed` soon after the store closes. `InvalidArgument` for an unknown partition.
+    pub fn compact(
+        &self,
+        partition: PartitionId,
+        lower: Bound<&[u8]>,
+        upper: Bound<&[u8]>,
+    ) -> Result<()> {
+        self.check_partition(partition)?;
+        self.flush()?;
+        let range = KeyRange { smallest: end(lower), largest: end(upper) };
+        let inner = self.inner();
+        while let Some(job) = inner.begin_manual(partition.0, range)? {
+            inner.drive(job)?;
+        }
+        Ok(())
+    }
+
+    /// [`compact`](Store::compact) of everything.
+    ///
+    /// # Errors
+    /// As [`compact`](Store::compact).
+    pub fn compact_all(&self) -> Result<()> {
+        let partitions = self.inner().options.partitions.len();
+        for id in (0_u8..).take(partitions) {
+            self.compact(PartitionId(id), Bound::Unbounded, Bound::Unbounded)?;
+        }
+        Ok(())
+    }
+}
+
+/// A key at the end of a range is taken for part of it.
+const fn end(bound: Bound<&[u8]>) -> Option<&[u8]> {
+    match bound {
+        Bound::Included(key) | Bound::Excluded(key) => Some(key),
+        Bound::Unbounded => None,
+    }
+}
+
+fn sizes(levels: &Levels) -> [u64; LEVELS] {
+    let bytes = |tables: &Tables| -> u64 { tables.iter().map(|t| t.meta().len).sum() };
+    std::array::from_fn(|level| match level {
+        0 => levels.runs.iter().map(|r| bytes(&r.tables)).sum(),
+        _ => levels.levels.get(level).map_or(0, bytes),
+    })
+}
+
+/// How deep level 0 is, by the measure that compactions are chosen by: so whoever waits for it to shrink
+/// waits for something that is due.
+pub(crate) fn l0_depth(levels: &Levels) -> usize {
+    let tables = levels.runs.iter().flat_map(|run| run.tables.iter()).map(|t| t.meta());
+    depth(tables.map(|m| (&*m.smallest.user_key, &*m.largest.user_key)), levels.runs.len())
+}
+
+/// The level that level 0 is compacted into, if it has tables.
+pub(crate) fn base(levels: &Levels) -> Tables {
+    levels.levels.iter().find(|l| !l.is_empty()).cloned().unwrap_or_default()
+}
+
+/// The runs that are older than those a merge within level 0 takes.
+fn older_runs(levels: &Levels, pick: &Pick) -> Vec<Tables> {
+    let taken = |run: &&SortedRun| {
+        let first = run.tables.first().map(|t| t.meta().number);
+        first.is_some_and(|first| pick.tables().any(|t| t == first))
+    };
+    let oldest = levels.runs.iter().filter(taken).map(|r| r.epoch).min();
+    let older = levels.runs.iter().filter(|run| Some(run.epoch) < oldest);
+    older.map(|run| Arc::clone(&run.tables)).collect()
+}
+
+/// The named tables of a level, as runs that are each in order.
+fn select(levels: &Levels, level: usize, numbers: &[FileNumber]) -> Vec<Tables> {
+    let wanted: BTreeSet<FileNumber> = numbers.iter().copied().collect();
+    let pick = |tables: &Tables| -> Tables {
+        tables.iter().filter(|t| wanted.contains(&t.meta().number)).cloned().collect()
+    };
+    let runs: Vec<Tables> = if level == 0 {
+        levels.runs.iter().map(|r| pick(&r.tables)).collect()
+    } else {
+        levels.levels.get(level).map(pick).into_iter().collect()
+    };
+    runs.into_iter().filter(|r| !r.is_empty()).collect()
+}
