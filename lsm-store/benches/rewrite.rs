@@ -45,8 +45,7 @@ fn rewrite(keys: u64, compression: Compression) -> Outcome<()> {
     options.memtable_bytes = 1 << 30;
     let per_run = keys / RUNS;
     let mut rng = SplitMix64::new(7);
-    let store =
-        Store::open(Arc::new(RealVfs::new()), &dir, options.clone(), Executor::Inline)?;
+    let store = Store::open(Arc::new(RealVfs::new()), &dir, options.clone(), Executor::Inline)?;
     let mut flushes = 0;
     for run in 1..=RUNS {
         if run == RUNS {
@@ -57,8 +56,7 @@ fn rewrite(keys: u64, compression: Compression) -> Outcome<()> {
             let index = store.visible_position().index + 1;
             let mut batch = store.begin_run(Position { index, term: 1, extra: vec![] })?;
             let rows: Vec<_> = (0..BATCH).map(|_| row(&mut rng)).collect();
-            let ops: Vec<_> =
-                rows.iter().map(|(key, value)| Op::Put { key, value }).collect();
+            let ops: Vec<_> = rows.iter().map(|(key, value)| Op::Put { key, value }).collect();
             batch.apply(DATA, SequenceNumber(index), &ops)?;
             batch.publish()?;
         }

@@ -181,7 +181,7 @@ impl Merge {
                         ))
                     }
                 };
-                builder.add(key, sequence, kind, self.input.value())?;
+                builder.add_digested(key, sequence, kind, self.input.value(), digest)?;
             }
             Fate::Shadowed => {
                 self.merged.shadowed += 1;

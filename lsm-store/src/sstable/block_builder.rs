@@ -110,9 +110,12 @@ impl BlockBuilder {
             _ => &[],
         };
         let base = self.entries.iter().map(|e| e.sequence).min().unwrap_or(0);
-        let mut raw = vec![0; HEADER_BYTES];
+        // The estimate is from above but for long lengths, and for heads: 12 bytes a restart point.
+        let restart_count = self.entries.len().div_ceil(self.restart_interval.max(1));
+        let mut raw = Vec::with_capacity(self.estimated_bytes() + 12 * restart_count);
+        raw.resize(HEADER_BYTES, 0);
         raw.extend_from_slice(prefix);
-        let mut restarts: Vec<(u32, u64)> = Vec::new();
+        let mut restarts: Vec<(u32, u64)> = Vec::with_capacity(restart_count);
         let mut previous: &[u8] = &[];
         for (i, entry) in self.entries.iter().enumerate() {
             let key = self.key(entry).get(prefix.len()..).unwrap_or_default();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::checksum::Digester;
 use crate::error::{Error, IoContext, Result};
-use crate::internal_key::{InternalKey, Kind, SEQUENCE_BELOW_ALL, compare, shortest_separator};
+use crate::internal_key::{InternalKey, Kind, SEQUENCE_BELOW_ALL, shortest_separator};
 use crate::sstable::block_builder::BlockBuilder;
 use crate::sstable::filter;
 use crate::sstable::format::{
@@ -176,9 +176,24 @@ impl TableBuilder {
         kind: Kind,
         value: &[u8],
     ) -> Result<()> {
+        let digest = entry_digest(&mut self.scratch, key, sequence, kind, value);
+        self.add_digested(key, sequence, kind, value, digest)
+    }
+
+    /// Adds the next entry. `digest` is its [`entry_digest`] as computed when it was read: what the table
+    /// records is then what came out of its source, not what arrived here.
+    pub(crate) fn add_digested(
+        &mut self,
+        key: &[u8],
+        sequence: u64,
+        kind: Kind,
+        value: &[u8],
+        digest: u64,
+    ) -> Result<()> {
         let first = self.meta.entries == 0;
-        let rises = first
-            || compare((&self.last_key, self.last_sequence), (key, sequence)) == Ordering::Less;
+        let order = self.last_key.as_slice().cmp(key);
+        let new_key = first || order == Ordering::Less;
+        let rises = new_key || order == Ordering::Equal && sequence < self.last_sequence;
         if !rises {
             let detail = format!(
                 "it is not written: a table it is made from is damaged, its keys do not rise \
@@ -187,7 +202,6 @@ impl TableBuilder {
             );
             return Err(Error::corruption(&self.path, self.written, detail));
         }
-        let new_key = first || self.last_key != key;
         if let Some(handle) = self.pending.take() {
             self.add_index_entry(handle, Some((key, new_key)))?;
         }
@@ -212,11 +226,12 @@ impl TableBuilder {
         self.counts.max_sequence = self.counts.max_sequence.max(sequence);
         self.properties.raw_key_bytes += key.len() as u64;
         self.properties.raw_value_bytes += value.len() as u64;
-        let digest = entry_digest(&mut self.scratch, key, sequence, kind, value);
         self.meta.kv_digest = self.meta.kv_digest.wrapping_add(digest);
         self.data.add(key, sequence, kind, value);
-        self.last_key.clear();
-        self.last_key.extend_from_slice(key);
+        if new_key {
+            self.last_key.clear();
+            self.last_key.extend_from_slice(key);
+        }
         self.last_sequence = sequence;
         if self.data.estimated_bytes() >= self.layout.block_bytes
             || self.data.len() >= usize::from(u16::MAX)
