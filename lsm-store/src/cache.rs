@@ -17,6 +17,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::error::Result;
+use crate::perf::{self, Count};
 use crate::sstable::filter::Filter;
 use crate::sstable::index::IndexPartition;
 
@@ -174,6 +175,7 @@ impl BlockCache {
         };
         if let Some(cached) = shards.get(&id) {
             self.lookups.count(id.kind, true);
+            perf::count(Count::CacheHits, 1);
             return Ok(cached);
         }
         self.lookups.count(id.kind, false);

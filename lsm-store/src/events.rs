@@ -19,7 +19,7 @@ pub trait Listener: Debug + Send + Sync {
     fn on_event(&self, event: &Event);
 }
 
-/// What makes a write wait, or work be put off.
+/// What makes a write wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum StallCause {
@@ -27,8 +27,6 @@ pub enum StallCause {
     Memtables,
     /// Too many sorted runs are in level 0.
     Level0,
-    /// Compactions are behind: the write was slowed down to what they can take.
-    CompactionDebt,
 }
 
 /// Something that happened in a store. Durations are `None` with [`Executor::Inline`](crate::Executor::Inline),

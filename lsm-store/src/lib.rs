@@ -12,6 +12,7 @@ pub mod internals;
 pub mod journal;
 #[cfg(feature = "lsmctl")]
 pub mod lsmctl;
+pub mod perf;
 pub mod rng;
 pub mod vfs;
 

@@ -1,9 +1,11 @@
 //! What a listener is told.
 
+use std::ops::Bound::Unbounded;
 use std::path::Path;
 use std::sync::Arc;
 
 use lsm_store::events::{Event, EventSink, Listener};
+use lsm_store::perf::measure;
 use lsm_store::vfs::{Fault, FaultKind, FaultWhen, MemVfs, OpSet, Vfs};
 use lsm_store::{
     Executor, Keep, Op, Options, PartitionId, PartitionOptions, Position, SequenceNumber, Store,
@@ -55,6 +57,15 @@ fn a_failed_job_and_the_end_of_writing_are_told_once_each_and_without_keys() {
         "{told:?}"
     );
     store.flush().expect("space is back");
+    let told = std::mem::take(&mut *listener.0.lock());
+    let flushed = |e: &Event| matches!(e, Event::Flushed { position: 1, entries: 1, tables: 1, bytes, took: None } if *bytes > 0);
+    assert!(told.iter().filter(|e| flushed(e)).count() == 1, "{told:?}");
+    store.compact_all().expect("compacts");
+    let told = std::mem::take(&mut *listener.0.lock());
+    let rewritten = |e: &Event| {
+        matches!(e, Event::Compacted { from: 0, to: 6, tables_in: 1, tables_out: 1, .. })
+    };
+    assert!(matches!(&told[..], [e] if rewritten(e)), "{told:?}");
     drop(store.begin_run(Position { index: 2, ..Position::default() }).expect("begins"));
     assert!(store.flush().is_err(), "refused, and no second event");
     let told = std::mem::take(&mut *listener.0.lock());
@@ -64,4 +75,34 @@ fn a_failed_job_and_the_end_of_writing_are_told_once_each_and_without_keys() {
         "{told:?}"
     );
     assert!(!format!("{told:?}").contains("secret"), "no keys or values: {told:?}");
+}
+
+#[test]
+fn the_counters_of_a_call_say_where_its_time_went() {
+    let vfs = Arc::new(MemVfs::new(1));
+    let store = open(&vfs, &Arc::new(Record::default()));
+    put(&store, 1);
+    let get = || measure(|| store.get(PartitionId(0), b"secret").expect("reads").is_some());
+    let (found, counts) = get();
+    assert!(found, "in memory");
+    assert_eq!((counts.memtables, counts.tables, counts.blocks_read), (1, 0, 0), "{counts:?}");
+    store.flush().expect("flushes");
+    let (found, cold) = get();
+    assert!(found, "in a table");
+    assert_eq!((cold.memtables, cold.tables, cold.filters), (0, 1, 1), "{cold:?}");
+    assert_eq!((cold.blocks_read, cold.cache_hits), (3, 0), "filter, index and data: {cold:?}");
+    assert!(cold.bytes_read > 0, "{cold:?}");
+    let (_, warm) = get();
+    assert_eq!((warm.blocks_read, warm.cache_hits), (0, 3), "all in memory now: {warm:?}");
+    let missing = || store.get(PartitionId(0), b"secrets").expect("reads").is_some();
+    assert_eq!(measure(missing), (false, Default::default()), "outside of all key ranges");
+
+    for index in 2..6 {
+        put(&store, index);
+    }
+    let view = store.view_at(PartitionId(0), SequenceNumber(1)).expect("in history");
+    let mut iter = view.iter(PartitionId(0), Unbounded, Unbounded).expect("iterates");
+    let (found, counts) = measure(|| iter.seek_to_first().expect("seeks"));
+    assert!(found, "the first version");
+    assert_eq!((counts.seeks, counts.versions_skipped), (2, 4), "{counts:?}");
 }

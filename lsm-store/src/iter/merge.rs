@@ -15,6 +15,7 @@ use crate::iter::InternalIter;
 use crate::iter::bounds::SharedBounds;
 use crate::iter::level::LevelIter;
 use crate::iter::mem::MemIter;
+use crate::perf::{self, Count};
 
 /// A source of a merge.
 #[derive(Debug)]
@@ -176,6 +177,7 @@ impl MergeIter {
     fn all(&mut self, backward: bool, seek: impl FnMut(&mut Child) -> Result<()>) -> Result<()> {
         self.current = None;
         self.backward = backward;
+        perf::count(Count::Seeks, self.children.len() as u64);
         self.children.iter_mut().try_for_each(seek)?;
         self.line_up();
         Ok(())

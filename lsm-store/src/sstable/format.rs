@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::checksum::{bind, bound_hash, fold64, hash_pair};
 use crate::coding::{DecodeError, Reader, put_varint};
 use crate::error::{Error, IoContext, Result};
+use crate::perf::{self, Count};
 use crate::vfs::VfsFile;
 
 /// The newest format this build reads, and the one it writes.
@@ -128,6 +129,8 @@ pub(crate) fn read_block_by(
     };
     let mut buffer = zeroed(len + TRAILER_BYTES);
     let whole = exclusive(&mut buffer);
+    perf::count(Count::BlocksRead, 1);
+    perf::count(Count::BytesRead, whole.len() as u64);
     read(whole, handle.offset).map_err(|e| {
         if e.kind() == ErrorKind::UnexpectedEof {
             corrupt("the file ends inside the block".to_owned())

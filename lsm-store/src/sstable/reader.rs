@@ -15,6 +15,7 @@ use crate::cache::{BlockCache, BlockId, CacheKind, Cached};
 use crate::checksum::fold64;
 use crate::error::{Error, IoContext, Result};
 use crate::internal_key::Kind;
+use crate::perf::{self, Count};
 use crate::sstable::TableMeta;
 use crate::sstable::block::{self, Block};
 use crate::sstable::damage::DamageReports;
@@ -392,6 +393,7 @@ impl Table {
     fn partition_filter(&self, partition: usize, top: &TopEntry) -> Result<Hold<'_, Filter>> {
         let place = self.held.get(partition).map(|held| &held.filter);
         if let Some(held) = place.and_then(OnceLock::get) {
+            perf::count(Count::CacheHits, 1);
             return Ok(Hold::Held(held));
         }
         let filter = self.filter(top.filter, true)?;
@@ -408,6 +410,7 @@ impl Table {
     ) -> Result<Hold<'_, IndexPartition>> {
         let place = self.held.get(partition).map(|held| &held.index);
         if let Some(held) = place.and_then(OnceLock::get) {
+            perf::count(Count::CacheHits, 1);
             return Ok(Hold::Held(held));
         }
         let index = self.index(top.index)?;
@@ -478,8 +481,13 @@ impl Table {
         }
         let partition = self.top_keys.first_at_or_after(key, |_| false);
         let Some(top) = self.top.get(partition) else { return Ok(None) };
-        if top.min_sequence > sequence || !self.partition_filter(partition, top)?.may_contain(hash)
-        {
+        perf::count(Count::Tables, 1);
+        if top.min_sequence > sequence {
+            return Ok(None);
+        }
+        perf::count(Count::Filters, 1);
+        if !self.partition_filter(partition, top)?.may_contain(hash) {
+            perf::count(Count::FiltersExcluded, 1);
             return Ok(None);
         }
         // The separator is at or above everything in the block and below everything in the next one, so

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
@@ -24,6 +24,7 @@ use crate::compaction::merge::{Merge, MergeSpec, Merged, Older, Tally};
 use crate::compaction::picker::{Method, Pick, PickOptions, debt, depth, pick};
 use crate::compaction::shape::{RunInfo, Shape, TableInfo};
 use crate::error::{Error, Result};
+use crate::events::Event;
 use crate::iter::level::{LevelIter, Tables};
 use crate::iter::merge::{MergeIter, Source};
 use crate::iter::reading::Reading;
@@ -53,6 +54,8 @@ pub(crate) struct Compaction {
     merge: Option<Merge>,
     /// Files of outputs so far.
     created: Vec<PathBuf>,
+    /// When it was begun; nothing without a clock.
+    since: Option<Instant>,
 }
 
 impl Inner {
@@ -229,7 +232,8 @@ impl Inner {
                 .map(|run| Source::Level(Box::new(LevelIter::new(run, Reading::COMPACTION))));
             Merge::new(MergeIter::new(sources.collect()), self.compaction_spec(id, levels, &pick))
         });
-        Compaction { claim, partition: id, pick, inputs, merge, created: Vec::new() }
+        let since = self.stopwatch();
+        Compaction { claim, partition: id, pick, inputs, merge, created: Vec::new(), since }
     }
 
     fn compaction_spec(&self, id: u8, levels: &Levels, pick: &Pick) -> MergeSpec {
@@ -266,6 +270,7 @@ impl Inner {
         }));
         self.install(|_| items, &[], |_| {})?;
         self.counters.trivial_moves.add(1);
+        self.tell(job, 0, 0);
         Ok(())
     }
 
@@ -283,7 +288,7 @@ impl Inner {
         }
         let opened = self.publish_files(&merged.outputs)?;
         let read = job.inputs.iter().map(|t| t.meta().len).sum();
-        let written = merged.outputs.iter().map(|m| m.len).sum();
+        let (tables, written) = (merged.outputs.len(), merged.outputs.iter().map(|m| m.len).sum());
         let l0_epoch = match job.pick.method {
             Method::Level0 { epoch } => epoch,
             Method::Merge | Method::Move => 0,
@@ -298,7 +303,23 @@ impl Inner {
         self.counters.compactions.add(1);
         self.counters.compaction_bytes_read.add(read);
         self.counters.compaction_bytes_written.add(written);
+        self.tell(job, tables, written);
         Ok(())
+    }
+
+    /// Tells the listener of a job that is installed.
+    fn tell(&self, job: &Compaction, tables_out: usize, bytes_out: u64) {
+        let from = job.pick.inputs.iter().map(|(level, _)| *level).min();
+        self.options.events.emit(|| Event::Compacted {
+            partition: PartitionId(job.partition),
+            from: from.unwrap_or(job.pick.output_level),
+            to: job.pick.output_level,
+            tables_in: job.inputs.len(),
+            bytes_in: job.inputs.iter().map(|t| t.meta().len).sum(),
+            tables_out,
+            bytes_out,
+            took: job.since.map(|since| since.elapsed()),
+        });
     }
 
     /// Chooses the next job of a manual compaction and claims it; waits for a job that is in the way.

@@ -362,6 +362,11 @@ impl Inner {
         }
     }
 
+    /// What durations of events are measured from; nothing with [`Executor::Inline`], which has no clock.
+    pub(crate) fn stopwatch(&self) -> Option<Instant> {
+        (self.executor == Executor::Threads).then(Instant::now)
+    }
+
     /// Remembers the failure of a background job. That the store closes is none.
     pub(crate) fn record_failure(&self, failure: &Error, of_flush: bool) {
         if matches!(failure, Error::Closed) {

@@ -11,6 +11,7 @@ use crate::iter::InternalIter;
 use crate::iter::bounds::{Bounds, SharedBounds};
 use crate::iter::merge::MergeIter;
 use crate::iter::reading::{FillCache, Reading};
+use crate::perf::{self, Count};
 use crate::store::superversion::SuperVersion;
 use crate::store::view::View;
 use crate::types::SequenceNumber;
@@ -341,11 +342,13 @@ impl Iter {
                 if self.merge.kind() == Kind::Value {
                     return Ok(Place::Forward);
                 }
+                perf::count(Count::DeletesSkipped, 1);
                 decided = true;
                 steps = 0;
                 self.merge.next()?;
                 continue;
             }
+            perf::count(Count::VersionsSkipped, 1);
             decided = passed;
             // Many versions of one key are passed by a search, many keys are not.
             steps = if self.merge.repeats_key() { steps + 1 } else { 1 };

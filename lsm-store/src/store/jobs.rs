@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::compaction::cut::Cutter;
 use crate::compaction::merge::{Merge, MergeSpec, Merged, Older, OutputFile, Tally};
 use crate::error::{Error, IoContext, Result};
+use crate::events::Event;
 use crate::iter::mem::MemIter;
 use crate::iter::merge::{MergeIter, Source};
 use crate::manifest::current::table_path;
@@ -62,6 +63,7 @@ impl Inner {
         let Some(point) = sets.last().and_then(|s| s.freeze_point()).cloned() else {
             return Ok(());
         };
+        let since = self.stopwatch();
         let version = Arc::clone(&self.state.lock().version);
         let mut metas = Vec::new();
         for id in (0_u8..).take(self.options.partitions.len()) {
@@ -89,7 +91,7 @@ impl Inner {
             }
         }
         let opened = self.publish_files(&metas)?;
-        let bytes = metas.iter().map(|m| m.len).sum();
+        let (tables, bytes) = (metas.len(), metas.iter().map(|m| m.len).sum());
         let edit = |manifest: &ManifestState| {
             let l0_epoch = manifest.next_l0_epoch();
             let place = |meta| Item::AddTable(Box::new(PlacedTable { level: 0, l0_epoch, meta }));
@@ -107,6 +109,13 @@ impl Inner {
         self.measure_space();
         self.counters.flushes.add(1);
         self.counters.flush_bytes.add(bytes);
+        self.options.events.emit(|| Event::Flushed {
+            position: point.position.index,
+            entries: sets.iter().map(|set| set.entries() as u64).sum(),
+            tables,
+            bytes,
+            took: since.map(|since| since.elapsed()),
+        });
         Ok(())
     }
 

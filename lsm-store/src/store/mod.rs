@@ -47,6 +47,7 @@ use std::time::Instant;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
+use crate::events::{Event, StallCause};
 use crate::manifest::edit::Item;
 use crate::options::{Executor, Keep, Mode, Options};
 use crate::store::inner::{Inner, State};
@@ -229,16 +230,29 @@ impl Store {
     /// Waits until another set of memtables may be frozen.
     pub(crate) fn wait_for_room<'s>(
         &'s self,
+        state: MutexGuard<'s, State>,
+    ) -> Result<MutexGuard<'s, State>> {
+        let inner = self.inner();
+        let Some(cause) = inner.is_full(&state) else { return Ok(state) };
+        let since = inner.stopwatch();
+        let mut room = self.wait_while_full(state);
+        let tell = || {
+            let waited = since.map(|since| since.elapsed());
+            inner.options.events.emit(|| Event::Stalled { cause, waited });
+        };
+        match &mut room {
+            Ok(state) => MutexGuard::unlocked(state, tell),
+            Err(_) => tell(),
+        }
+        room
+    }
+
+    fn wait_while_full<'s>(
+        &'s self,
         mut state: MutexGuard<'s, State>,
     ) -> Result<MutexGuard<'s, State>> {
         let inner = self.inner();
-        let full = |state: &State| {
-            state.frozen.len() >= inner.options.frozen_max
-                || state.l0_depth() >= inner.options.l0_stop
-        };
-        if !full(&state) {
-            return Ok(state);
-        }
+        let full = |state: &State| inner.is_full(state).is_some();
         inner.counters.stalls.add(1);
         if inner.executor == Executor::Inline {
             drop(state);
@@ -531,6 +545,14 @@ impl Store {
 }
 
 impl Inner {
+    /// Why no more memtables may be frozen now, if so.
+    fn is_full(&self, state: &State) -> Option<StallCause> {
+        if state.frozen.len() >= self.options.frozen_max {
+            return Some(StallCause::Memtables);
+        }
+        (state.l0_depth() >= self.options.l0_stop).then_some(StallCause::Level0)
+    }
+
     /// Whether a run may begin that moves the store to `index`.
     fn check_next(&self, state: &State, index: u64) -> Result<()> {
         check_no_run(state)?;

@@ -9,6 +9,7 @@ use crate::iter::merge::{MergeIter, Source};
 use crate::iter::reading::Reading;
 use crate::manifest::version::Version;
 use crate::memtable::{MemFound, MemSet};
+use crate::perf::{self, Count};
 use crate::sstable::filter::key_hash;
 use crate::types::{Found, SequenceNumber};
 
@@ -67,7 +68,12 @@ impl SuperVersion {
     /// What the memtables know of a key, newest first; those without entries are passed over.
     fn get_in_memory(&self, partition: usize, key: &[u8], sequence: u64) -> Option<MemFound> {
         let sets = std::iter::once(&self.active).chain(self.frozen.iter().rev());
-        sets.filter_map(|set| set.table(partition)).find_map(|table| table.get(key, sequence))
+        sets.filter_map(|set| set.table(partition)).filter(|table| !table.is_empty()).find_map(
+            |table| {
+                perf::count(Count::Memtables, 1);
+                table.get(key, sequence)
+            },
+        )
     }
 
     /// The entries of a partition in order; all that are wanted, and perhaps others.
