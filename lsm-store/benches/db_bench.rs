@@ -18,52 +18,17 @@ fn main() -> Outcome<()> {
     let config = Config { dir, ..asked.config.clone() };
     let mut bench = Bench::<LsmStore>::new(config);
     if !asked.json {
-        println!(
-            "{:<17} {:>11} {:>9} {:>9} {:>9} {:>10} {:>8} {:>7} {:>8} {:>8}",
-            "workload",
-            "ops/s",
-            "p50 us",
-            "p99 us",
-            "p99.9 us",
-            "max us",
-            "cpu us",
-            "wamp",
-            "disk MB",
-            "mem MiB"
-        );
+        println!("{}", Row::HEADER);
     }
     for workload in asked.workloads {
         let row = bench.run(workload)?;
         if asked.json {
             println!("{{{}}}", row.json_members());
         } else {
-            print_row(&row);
+            println!("{}", row.line());
         }
     }
     bench.close()
-}
-
-fn print_row(row: &Row) {
-    // One operation is a duration; many are a rate.
-    let speed = if row.operations == 1 {
-        format!("{:.2} ms", row.seconds * 1e3)
-    } else {
-        format!("{:.0}", row.rate())
-    };
-    let disturbed = if row.other_cpu >= 0.12 { "~" } else { "" };
-    let Row { latencies, .. } = row;
-    println!(
-        "{:<17} {speed:>11}{disturbed:1}{:>8.2} {:>9.2} {:>9.2} {:>10.1} {:>8.3} {:>7.2} {:>8.1} {:>8.1}",
-        row.workload,
-        latencies.p50,
-        latencies.p99,
-        latencies.p999,
-        latencies.max,
-        row.cpu_per_operation,
-        row.write_amplification,
-        row.disk_bytes as f64 / 1e6,
-        row.peak_memory_bytes as f64 / f64::from(1 << 20),
-    );
 }
 
 /// The command line.

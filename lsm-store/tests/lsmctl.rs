@@ -13,7 +13,8 @@ use lsm_store::{
 fn store(dir: &Path) {
     let partitions = vec![PartitionOptions { name: "data".to_owned(), keep: Keep::All }];
     let options = Options { mode: Mode::Wal, ..Options::new(7, partitions) };
-    let store = Store::open(Arc::new(RealVfs), dir, options, Executor::Inline).expect("opens");
+    let store =
+        Store::open(Arc::new(RealVfs::new()), dir, options, Executor::Inline).expect("opens");
     for n in 0..30_u32 {
         let mut batch = WriteBatch::new();
         batch.put(PartitionId(0), format!("key-{n:03}").as_bytes(), b"a value").expect("small");
@@ -70,7 +71,9 @@ fn dump_shows_keys_and_values_only_when_asked() {
         only_file(&dir.path().join("wal"), "wal"),
     ];
     for file in &files {
-        let plain = text(&lsmctl(&["dump"], file));
+        let output = lsmctl(&["dump"], file);
+        let plain = text(&output);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
         assert!(!plain.is_empty() && !plain.contains("key-0"), "{}: {plain}", file.display());
         let keys = text(&lsmctl(&["dump", "--show", "keys"], file));
         assert!(keys.contains("key-0") && !keys.contains("a value"), "{}: {keys}", file.display());
@@ -103,11 +106,60 @@ fn what_is_no_store_or_in_use_is_refused() {
     assert!(std::fs::read_dir(dir.path()).expect("lists").next().is_none(), "nothing was created");
     let partitions = vec![PartitionOptions { name: "data".to_owned(), keep: Keep::All }];
     let options = Options::new(7, partitions);
-    let open =
-        Store::open(Arc::new(RealVfs), dir.path(), options, Executor::Inline).expect("opens");
+    let open = Store::open(Arc::new(RealVfs::new()), dir.path(), options, Executor::Inline)
+        .expect("opens");
     let used = lsmctl(&["verify"], dir.path());
     assert_eq!(used.status.code(), Some(3), "{used:?}");
     assert!(String::from_utf8_lossy(&used.stderr).contains("locked"), "{used:?}");
     drop(open);
     assert_eq!(lsmctl(&["nonsense"], dir.path()).status.code(), Some(2), "wrong usage");
+}
+
+#[test]
+fn repair_needs_consent_and_says_what_is_lost() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let source = dir.path().join("damaged");
+    std::fs::create_dir(&source).expect("creates");
+    store(&source);
+    let table = only_file(&source.join("sst"), "sst");
+    let mut bytes = std::fs::read(&table).expect("reads");
+    bytes[20] ^= 1;
+    std::fs::write(&table, bytes).expect("writes");
+    let to = dir.path().join("new");
+    let from = source.to_str().expect("text");
+    assert_eq!(lsmctl(&["repair", from], &to).status.code(), Some(2), "without consent");
+    assert!(!to.exists(), "nothing was made");
+    let repair = lsmctl(&["repair", "--accept-loss", "--keys", from], &to);
+    assert_eq!(repair.status.code(), Some(1), "{repair:?}");
+    let said = text(&repair);
+    assert!(said.contains("lost: partition 0 from \"key-000\""), "{said}");
+    let verify = lsmctl(&["verify"], &to);
+    assert_eq!(verify.status.code(), Some(0), "the new store is sound: {verify:?}");
+    let partitions = vec![PartitionOptions { name: "data".to_owned(), keep: Keep::All }];
+    let options = Options { mode: Mode::Wal, ..Options::new(7, partitions) };
+    let saved =
+        Store::open(Arc::new(RealVfs::new()), &to, options, Executor::Inline).expect("opens");
+    let get = |key: &[u8]| saved.get(PartitionId(0), key).expect("reads");
+    assert!(get(b"key-000").is_none() && get(b"key-012").is_some(), "the other table is whole");
+    assert!(get(b"key-029").is_some(), "and so is the log");
+}
+
+#[test]
+fn bench_runs_what_is_named_and_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let at = dir.path().join("bench");
+    let arguments = ["bench", "--keys", "1000", "-o", "json", "fillrandom", "readr", "--dir"];
+    let bench = lsmctl(&arguments, &at);
+    assert_eq!(bench.status.code(), Some(0), "{bench:?}");
+    let names: Vec<String> = text(&bench)
+        .lines()
+        .map(|line| {
+            let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            assert!(row["operations"].as_f64() >= Some(1.0), "{line}");
+            row["workload"].as_str().expect("a name").to_owned()
+        })
+        .collect();
+    assert_eq!(names, ["fillrandom", "readrandom", "readrandom2", "readreverse"]);
+    assert!(!at.exists(), "removed");
+    assert_eq!(lsmctl(&["bench", "sort", "--dir"], &at).status.code(), Some(2), "no such workload");
 }

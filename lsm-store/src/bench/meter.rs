@@ -17,6 +17,9 @@ const REST_MAX: Duration = Duration::from_secs(120);
 const REST_WINDOW: Duration = Duration::from_millis(150);
 const REST_WORK: Duration = Duration::from_micros(1500);
 
+/// Share of all cores that others may use before a row is marked as disturbed.
+const DISTURBED: f64 = 0.12;
+
 /// One result. Times in microseconds, sizes in bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -64,6 +67,30 @@ impl Row {
     #[must_use]
     pub fn rate(&self) -> f64 {
         if self.seconds > 0.0 { self.operations as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// What the columns of [`line`](Row::line) are.
+    pub const HEADER: &str = "workload                ops/s    p50 us    p99 us  p99.9 us     max us   cpu us    wamp  disk MB  mem MiB";
+
+    /// Its numbers as a line of a table. `~` says that others used the machine meanwhile.
+    #[must_use]
+    pub fn line(&self) -> String {
+        // One operation is a duration; many are a rate.
+        let speed = if self.operations == 1 {
+            format!("{:.2} ms", self.seconds * 1e3)
+        } else {
+            format!("{:.0}", self.rate())
+        };
+        let disturbed = if self.other_cpu >= DISTURBED { "~" } else { "" };
+        let Latencies { p50, p99, p999, max } = self.latencies;
+        format!(
+            "{:<17} {speed:>11}{disturbed:1}{p50:>8.2} {p99:>9.2} {p999:>9.2} {max:>10.1} {:>8.3} {:>7.2} {:>8.1} {:>8.1}",
+            self.workload,
+            self.cpu_per_operation,
+            self.write_amplification,
+            self.disk_bytes as f64 / 1e6,
+            self.peak_memory_bytes as f64 / f64::from(1 << 20),
+        )
     }
 
     /// Its numbers as members of a JSON object, without the braces.

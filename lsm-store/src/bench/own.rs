@@ -87,7 +87,7 @@ impl Engine for LsmStore {
     }
 
     fn compact(&mut self) -> Outcome<()> {
-        self.0.flush()?;
+        self.0.compact_all()?;
         Ok(())
     }
 

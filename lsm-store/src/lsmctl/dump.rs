@@ -17,7 +17,9 @@ use crate::manifest::file::{
 };
 use crate::sstable::TableMeta;
 use crate::sstable::block_iter::BlockIter;
-use crate::sstable::format::{BlockKind, FOOTER_BYTES, Footer, Source, read_block};
+use crate::sstable::format::{
+    BlockKind, FOOTER_BYTES, Footer, Source, read_block, without_trailer,
+};
 use crate::sstable::properties::Properties;
 use crate::sstable::reader::{Graveyard, Table};
 use crate::types::{FileNumber, Op};
@@ -146,7 +148,7 @@ fn meta(vfs: &dyn Vfs, path: &Path) -> Result<TableMeta> {
     let blocks_end = len - FOOTER_BYTES as u64;
     let source = Source { file: &*file, path, uid: footer.uid, blocks_end };
     let raw = read_block(source, footer.properties, BlockKind::Properties)?;
-    let p = Properties::decode(&raw, path, footer.properties.offset)?;
+    let p = Properties::decode(without_trailer(&raw), path, footer.properties.offset)?;
     Ok(TableMeta {
         partition: p.partition,
         number: parse_table(path).unwrap_or(FileNumber(0)),

@@ -11,7 +11,9 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program's module: it prints")]
 
+mod bench;
 mod dump;
+mod repair;
 mod stats;
 mod verify;
 
@@ -66,6 +68,28 @@ enum Command {
         #[arg(short, long, default_value = "plain")]
         output: Format,
     },
+    /// Run the workloads known as `db_bench` on a store of their own, and print a line each
+    Bench(bench::Asked),
+    /// Save what can be read of a damaged store into a new one, and say what is lost
+    ///
+    /// The damaged store is not changed. In the ranges reported as lost, newer values and deletes are
+    /// missing, so older values may come back there: another copy of the store is always better.
+    /// Exit code 1 if anything is lost.
+    Repair {
+        /// The damaged store's directory
+        dir: PathBuf,
+        /// Where the new store goes: a directory that is not there, or empty
+        to: PathBuf,
+        /// Says that losses are acceptable; nothing is done without it
+        #[arg(long, required = true)]
+        accept_loss: bool,
+        /// Show the keys that bound what is lost
+        #[arg(long)]
+        keys: bool,
+        /// How to print
+        #[arg(short, long, default_value = "plain")]
+        output: Format,
+    },
 }
 
 /// How results are printed.
@@ -99,11 +123,15 @@ enum Outcome {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let vfs: Arc<dyn Vfs> = Arc::new(RealVfs);
+    let vfs: Arc<dyn Vfs> = Arc::new(RealVfs::new());
     let ended = match cli.command {
         Command::Stats { dir, output } => stats::run(&*vfs, &dir, output),
         Command::Dump { path, show, limit } => dump::run(&*vfs, &path, show, limit),
         Command::Verify { dir, output } => verify::run(&vfs, &dir, output),
+        Command::Bench(asked) => return bench::run(asked),
+        Command::Repair { dir, to, accept_loss: _, keys, output } => {
+            repair::run(vfs, &dir, &to, keys, output)
+        }
     };
     match ended {
         Ok(Outcome::Sound) => ExitCode::SUCCESS,
