@@ -443,7 +443,7 @@ fn a_crash_at_any_point_of_apply_and_a_replay_give_the_same_state() {
         let mut generator = Generator::new(seed);
         let (log, expected) = generator.log(COUNT);
         let vfs = MemVfs::new(seed);
-        let mut whole = open(&vfs, 1, 2000);
+        let mut whole = open(&vfs, 1, 700);
         let calls_at_open = vfs.mutating_calls();
         for index in 1..=COUNT {
             apply(&mut whole, &log, index, 1).unwrap();
@@ -456,7 +456,7 @@ fn a_crash_at_any_point_of_apply_and_a_replay_give_the_same_state() {
             let context = format!("seed {seed}, crash at call {call} of {calls}");
             let mut rng = SplitMix64::new(seed ^ (call << 8));
             let vfs = MemVfs::new(call);
-            let mut applier = open(&vfs, 2, 2000);
+            let mut applier = open(&vfs, 2, 700);
             vfs.crash_at(vfs.mutating_calls() + call);
             let mut next = 1;
             let mut boots = 2;
@@ -476,7 +476,7 @@ fn a_crash_at_any_point_of_apply_and_a_replay_give_the_same_state() {
                         drop(applier);
                         vfs.crash(policy, rng.next_u64());
                         boots += 1;
-                        applier = open(&vfs, boots, 2000);
+                        applier = open(&vfs, boots, 700);
                         let durable = applier.applied();
                         assert_eq!(durable.index, durable.durable, "starts from tables, {context}");
                         next = durable.index.0 + 1;
