@@ -24,9 +24,10 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::error::{Error, IoContext, Result};
-use crate::manifest::current::{Listing, lock_path, manifest_path};
+use crate::manifest::current::{Listing, manifest_path};
 use crate::manifest::file::{self, FIRST_RECORD, Header};
 use crate::manifest::state::ManifestState;
+use crate::store::recovery::lock;
 use crate::vfs::{RealVfs, Vfs, VfsLock};
 
 /// Looks at, checks, measures and saves stores of `lsm-store`.
@@ -167,15 +168,7 @@ impl Closed {
                 format!("there is no store in {}: no CURRENT.* names a manifest", dir.display());
             return Err(Error::InvalidArgument(detail));
         };
-        let lock = lock_path(dir);
-        let content = format!("pid {}\n", std::process::id());
-        let guard = vfs.lock(&lock, content.as_bytes()).map_err(|source| {
-            if source.kind() == std::io::ErrorKind::WouldBlock {
-                Error::Locked { path: lock.clone() }
-            } else {
-                Error::io("lock", &lock, source)
-            }
-        })?;
+        let guard = lock(vfs, dir)?;
         let manifest = manifest_path(dir, number);
         let header = Header::read(&first_bytes(vfs, &manifest, FIRST_RECORD)?, &manifest)?;
         let state = file::read(vfs, &manifest, header.store_id, number)?;

@@ -24,7 +24,7 @@ mod inner;
 mod iter;
 mod jobs;
 mod metrics;
-mod recovery;
+pub(crate) mod recovery;
 mod retention;
 mod run;
 mod salvage;
