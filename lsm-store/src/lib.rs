@@ -21,6 +21,7 @@ pub mod pitfalls {}
 
 mod cache;
 mod compaction;
+mod histogram;
 mod internal_key;
 mod iter;
 mod manifest;
@@ -34,6 +35,7 @@ mod wal;
 
 pub use cache::{CacheLookups, CacheMetrics};
 pub use error::{Error, Result};
+pub use histogram::Distribution;
 pub use iter::reading::FillCache;
 pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};
 pub use store::{

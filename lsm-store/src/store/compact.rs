@@ -270,7 +270,7 @@ impl Inner {
         }));
         self.install(|_| items, &[], |_| {})?;
         self.counters.trivial_moves.add(1);
-        self.tell(job, 0, 0);
+        self.tell(job, 0, 0, job.since.map(|since| since.elapsed()));
         Ok(())
     }
 
@@ -303,12 +303,14 @@ impl Inner {
         self.counters.compactions.add(1);
         self.counters.compaction_bytes_read.add(read);
         self.counters.compaction_bytes_written.add(written);
-        self.tell(job, tables, written);
+        let took = job.since.map(|since| since.elapsed());
+        self.counters.compaction_micros.record_time(took);
+        self.tell(job, tables, written, took);
         Ok(())
     }
 
     /// Tells the listener of a job that is installed.
-    fn tell(&self, job: &Compaction, tables_out: usize, bytes_out: u64) {
+    fn tell(&self, job: &Compaction, tables_out: usize, bytes_out: u64, took: Option<Duration>) {
         let from = job.pick.inputs.iter().map(|(level, _)| *level).min();
         self.options.events.emit(|| Event::Compacted {
             partition: PartitionId(job.partition),
@@ -318,7 +320,7 @@ impl Inner {
             bytes_in: job.inputs.iter().map(|t| t.meta().len).sum(),
             tables_out,
             bytes_out,
-            took: job.since.map(|since| since.elapsed()),
+            took,
         });
     }
 

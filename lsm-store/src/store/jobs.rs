@@ -109,12 +109,14 @@ impl Inner {
         self.measure_space();
         self.counters.flushes.add(1);
         self.counters.flush_bytes.add(bytes);
+        let took = since.map(|since| since.elapsed());
+        self.counters.flush_micros.record_time(took);
         self.options.events.emit(|| Event::Flushed {
             position: point.position.index,
             entries: sets.iter().map(|set| set.entries() as u64).sum(),
             tables,
             bytes,
-            took: since.map(|since| since.elapsed()),
+            took,
         });
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::CacheMetrics;
+use crate::histogram::{Distribution, Recorder};
 use crate::manifest::version::Levels;
 use crate::sstable::reader::Table;
 use crate::store::inner::Inner;
@@ -28,10 +29,12 @@ pub(crate) struct Counters {
     pub(crate) runs: Counter,
     pub(crate) flushes: Counter,
     pub(crate) flush_bytes: Counter,
+    pub(crate) flush_micros: Recorder,
     pub(crate) compactions: Counter,
     pub(crate) trivial_moves: Counter,
     pub(crate) compaction_bytes_read: Counter,
     pub(crate) compaction_bytes_written: Counter,
+    pub(crate) compaction_micros: Recorder,
     pub(crate) shadowed_dropped: Counter,
     pub(crate) deletes_dropped: Counter,
     pub(crate) stalls: Counter,
@@ -90,6 +93,9 @@ pub struct Metrics {
     pub flushes: u64,
     /// Size of the tables that flushes wrote.
     pub flush_bytes: u64,
+    /// How long flushes took, in microseconds; nothing with [`Executor::Inline`](crate::Executor::Inline),
+    /// which has no clock.
+    pub flush_micros: Distribution,
     /// Compactions under way.
     pub compactions_running: usize,
     /// Compactions done that merged tables.
@@ -100,6 +106,8 @@ pub struct Metrics {
     pub compaction_bytes_read: u64,
     /// Size of the tables that compactions wrote.
     pub compaction_bytes_written: u64,
+    /// How long merges took, in microseconds; nothing with [`Executor::Inline`](crate::Executor::Inline).
+    pub compaction_micros: Distribution,
     /// Versions dropped because a newer one hides them.
     pub shadowed_dropped: u64,
     /// Deletes dropped because nothing was left to hide.
@@ -163,11 +171,13 @@ impl Inner {
             runs: c.runs.get(),
             flushes: c.flushes.get(),
             flush_bytes: c.flush_bytes.get(),
+            flush_micros: c.flush_micros.distribution(),
             compactions_running: self.claims.lock().len(),
             compactions: c.compactions.get(),
             trivial_moves: c.trivial_moves.get(),
             compaction_bytes_read: c.compaction_bytes_read.get(),
             compaction_bytes_written: c.compaction_bytes_written.get(),
+            compaction_micros: c.compaction_micros.distribution(),
             shadowed_dropped: c.shadowed_dropped.get(),
             deletes_dropped: c.deletes_dropped.get(),
             stalls: c.stalls.get(),
