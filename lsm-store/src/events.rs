@@ -19,7 +19,7 @@ pub trait Listener: Debug + Send + Sync {
     fn on_event(&self, event: &Event);
 }
 
-/// What makes a write wait.
+/// What makes a write wait, or be refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum StallCause {
@@ -27,6 +27,10 @@ pub enum StallCause {
     Memtables,
     /// Too many sorted runs are in level 0.
     Level0,
+    /// Compactions have too much to write until nothing is due. It only delays.
+    Debt,
+    /// Too little space is free. Nothing waits for it: writes are refused when it is short.
+    Space,
 }
 
 /// Something that happened in a store. Durations are `None` with [`Executor::Inline`](crate::Executor::Inline),
@@ -73,7 +77,20 @@ pub enum Event {
         /// What went wrong, with file and operation.
         error: String,
     },
-    /// A write waited for background work and goes on, or gave up.
+    /// Background work is behind, and a write was delayed for it; others will be. See
+    /// [`Store::pressure`](crate::Store::pressure).
+    DelaysBegan {
+        /// What is behind.
+        cause: StallCause,
+    },
+    /// Nothing is behind any more.
+    DelaysEnded {
+        /// How many delays there were.
+        delays: u64,
+        /// How long they took together.
+        waited: Duration,
+    },
+    /// A write stood still until background work had caught up and goes on, or gave up.
     Stalled {
         /// What it waited for.
         cause: StallCause,

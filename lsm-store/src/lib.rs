@@ -40,8 +40,8 @@ pub use iter::reading::FillCache;
 pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};
 pub use store::{
     Checkpoint, Damage, IncomingSnapshot, Iter, IterOptions, LevelMetrics, Metrics,
-    PartitionMetrics, RangeDigest, Replaced, Run, Salvaged, ScrubProgress, SnapshotTable,
-    StagedSnapshot, Store, VerifyReport, Versions, View, Wanted,
+    PartitionMetrics, Pressure, RangeDigest, Replaced, Run, Salvaged, ScrubProgress, SnapshotTable,
+    StagedSnapshot, Store, VerifyReport, Versions, View, WaitMetrics, Wanted,
 };
 pub use types::{
     FileNumber, Found, KeyRange, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES,

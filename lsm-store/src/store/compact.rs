@@ -157,6 +157,7 @@ impl Inner {
             self.record_failure(e, false);
         }
         self.bury();
+        self.tell_end_of_delays();
         // What waited for this one may go now.
         self.ring_compaction();
         result
@@ -194,9 +195,8 @@ impl Inner {
 
     /// What compactions would have to write until nothing is due.
     pub(crate) fn debt(&self) -> u64 {
-        let options = self.pick_options();
         let version = Arc::clone(&self.state.lock().version);
-        version.partitions.iter().map(|levels| debt(&sizes(levels), &options)).sum()
+        total_debt(&version, &self.pick_options())
     }
 
     pub(crate) fn pick_options(&self) -> PickOptions {
@@ -305,6 +305,13 @@ impl Inner {
         self.counters.compaction_bytes_written.add(written);
         let took = job.since.map(|since| since.elapsed());
         self.counters.compaction_micros.record_time(took);
+        if let (Some(took), Some((0, numbers))) = (took, job.pick.inputs.first())
+            && level > 0
+        {
+            let drained =
+                job.inputs.iter().map(|t| t.meta()).filter(|m| numbers.contains(&m.number));
+            self.backlog.level0_drained(drained.map(|m| m.len).sum(), took);
+        }
         self.tell(job, tables, written, took);
         Ok(())
     }
@@ -422,6 +429,11 @@ const fn end(bound: Bound<&[u8]>) -> Option<&[u8]> {
     }
 }
 
+/// What compactions would have to write in a version until nothing is due.
+pub(crate) fn total_debt(version: &Version, options: &PickOptions) -> u64 {
+    version.partitions.iter().map(|levels| debt(&sizes(levels), options)).sum()
+}
+
 fn sizes(levels: &Levels) -> [u64; LEVELS] {
     let bytes = |tables: &Tables| -> u64 { tables.iter().map(|t| t.meta().len).sum() };
     std::array::from_fn(|level| match level {
@@ -430,11 +442,14 @@ fn sizes(levels: &Levels) -> [u64; LEVELS] {
     })
 }
 
-/// How deep level 0 is, by the measure that compactions are chosen by: so whoever waits for it to shrink
-/// waits for something that is due.
-pub(crate) fn l0_depth(levels: &Levels) -> usize {
-    let tables = levels.runs.iter().flat_map(|run| run.tables.iter()).map(|t| t.meta());
-    depth(tables.map(|m| (&*m.smallest.user_key, &*m.largest.user_key)), levels.runs.len())
+/// How deep level 0 of any partition is, by the measure that compactions are chosen by: so whoever waits for it
+/// to shrink waits for something that is due.
+pub(crate) fn l0_depth(version: &Version) -> usize {
+    let of = |levels: &Levels| {
+        let tables = levels.runs.iter().flat_map(|run| run.tables.iter()).map(|t| t.meta());
+        depth(tables.map(|m| (&*m.smallest.user_key, &*m.largest.user_key)), levels.runs.len())
+    };
+    version.partitions.iter().map(of).max().unwrap_or(0)
 }
 
 /// The level that level 0 is compacted into, if it has tables.

@@ -41,8 +41,9 @@ use crate::sstable::damage::DamageReports;
 use crate::sstable::reader::{Graveyard, Table};
 use crate::store::beats::Beats;
 use crate::store::catalog::Catalog;
-use crate::store::compact::l0_depth;
+use crate::store::compact::{l0_depth, total_debt};
 use crate::store::metrics::Counters;
+use crate::store::pressure::Backlog;
 use crate::store::retention::Retention;
 use crate::store::scrub::Cursor;
 use crate::store::space::Space;
@@ -104,7 +105,7 @@ impl State {
 
     /// How deep level 0 of any partition is.
     pub(crate) fn l0_depth(&self) -> usize {
-        self.version.partitions.iter().map(l0_depth).max().unwrap_or(0)
+        l0_depth(&self.version)
     }
 
     /// The error of a wait that gave up.
@@ -160,6 +161,7 @@ pub(crate) struct Inner {
     pub(crate) bells: Option<Bells>,
     pub(crate) counters: Counters,
     pub(crate) space: Space,
+    pub(crate) backlog: Backlog,
     pub(crate) reports: Arc<DamageReports>,
     pub(crate) scrub: Mutex<Cursor>,
     pub(crate) dir_lock: Mutex<Option<Box<dyn VfsLock>>>,
@@ -326,6 +328,7 @@ impl Inner {
                 return Err(e);
             }
         };
+        self.measure_tables(&version);
         let mut state = self.state.lock();
         state.version = Arc::new(version);
         update(&mut state);
@@ -337,6 +340,12 @@ impl Inner {
         drop((gone, present, before));
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// Looks how far compactions are behind.
+    pub(crate) fn measure_tables(&self, version: &Version) {
+        let debt = total_debt(version, &self.pick_options());
+        self.backlog.set_tables(l0_depth(version), debt);
     }
 
     /// Unlinks the files of tables that nobody uses any more. What cannot be unlinked is counted and

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::compaction::cut::Cutter;
 use crate::compaction::merge::{Merge, MergeSpec, Merged, Older, OutputFile, Tally};
@@ -43,7 +44,11 @@ impl Inner {
         let sets = state.frozen.clone();
         drop(state);
         let mut created = Vec::new();
-        let result = self.flush_sets(&sets, &mut created);
+        let since = self.stopwatch();
+        self.backlog.flush_begins(sets.iter().map(|set| set.bytes() as u64).sum());
+        let result = self.flush_sets(&sets, &mut created, since);
+        let took = since.filter(|_| result.is_ok()).map(|since| since.elapsed());
+        self.backlog.flush_ends(took);
         self.state.lock().flushing = false;
         self.changed.notify_all();
         match &result {
@@ -54,16 +59,21 @@ impl Inner {
             }
         }
         self.bury();
+        self.tell_end_of_delays();
         result.map(|()| true)
     }
 
     /// Writes the entries of `sets` into one run per partition and records, in the same edit, what tables
     /// then hold everything up to.
-    fn flush_sets(&self, sets: &[Arc<MemSet>], created: &mut Vec<PathBuf>) -> Result<()> {
+    fn flush_sets(
+        &self,
+        sets: &[Arc<MemSet>],
+        created: &mut Vec<PathBuf>,
+        since: Option<Instant>,
+    ) -> Result<()> {
         let Some(point) = sets.last().and_then(|s| s.freeze_point()).cloned() else {
             return Ok(());
         };
-        let since = self.stopwatch();
         let version = Arc::clone(&self.state.lock().version);
         let mut metas = Vec::new();
         for id in (0_u8..).take(self.options.partitions.len()) {
@@ -77,7 +87,7 @@ impl Inner {
             let Some(levels) = version.partitions.get(partition) else { continue };
             let cutter = Cutter::pieces(self.options.table_bytes, base(levels));
             let spec = self.merge_spec(id, 0, cutter, older_than_memtables(levels));
-            let merged = self.write_tables(MergeIter::new(sources), spec, created)?;
+            let merged = self.write_tables(MergeIter::new(sources), spec, created, since)?;
             metas.extend(merged.outputs);
             if merged.read != expected {
                 let reason = format!(
@@ -144,16 +154,18 @@ impl Inner {
         layout(&self.options, level)
     }
 
-    /// Merges into new tables.
+    /// Merges memtables into new tables.
     fn write_tables(
         &self,
         input: MergeIter,
         spec: MergeSpec,
         created: &mut Vec<PathBuf>,
+        since: Option<Instant>,
     ) -> Result<Merged> {
         let mut merge = Merge::new(input, spec);
         loop {
             let merged = merge.step(STEP_BYTES, &mut || self.create_output(created))?;
+            self.backlog.flush_goes_on(since);
             if let Some(merged) = merged {
                 self.counters.shadowed_dropped.add(merged.shadowed);
                 self.counters.deletes_dropped.add(merged.spent_deletes);

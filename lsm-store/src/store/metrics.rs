@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::CacheMetrics;
+use crate::events::StallCause;
 use crate::histogram::{Distribution, Recorder};
 use crate::manifest::version::Levels;
 use crate::sstable::reader::Table;
@@ -23,6 +24,44 @@ impl Counter {
     }
 }
 
+/// Waits of writers, by cause.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    memtables: Recorder,
+    level0: Recorder,
+    debt: Recorder,
+}
+
+impl Waits {
+    pub(crate) const fn of(&self, cause: StallCause) -> &Recorder {
+        match cause {
+            StallCause::Memtables => &self.memtables,
+            StallCause::Level0 => &self.level0,
+            // Nothing waits for space.
+            StallCause::Debt | StallCause::Space => &self.debt,
+        }
+    }
+
+    fn metrics(&self) -> WaitMetrics {
+        WaitMetrics {
+            memtables: self.memtables.distribution(),
+            level0: self.level0.distribution(),
+            debt: self.debt.distribution(),
+        }
+    }
+}
+
+/// How long writers waited, by cause, in microseconds; nothing with [`Executor::Inline`](crate::Executor::Inline).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WaitMetrics {
+    /// For memtables that wait for their flush.
+    pub memtables: Distribution,
+    /// For level 0 to become less deep.
+    pub level0: Distribution,
+    /// For other work that compactions owe.
+    pub debt: Distribution,
+}
+
 /// Counted since the store was opened.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -38,6 +77,8 @@ pub(crate) struct Counters {
     pub(crate) shadowed_dropped: Counter,
     pub(crate) deletes_dropped: Counter,
     pub(crate) stalls: Counter,
+    pub(crate) stall_micros: Waits,
+    pub(crate) delay_micros: Waits,
     pub(crate) merges_refused: Counter,
     pub(crate) scrub_bytes: Counter,
     pub(crate) scrub_passes: Counter,
@@ -112,8 +153,14 @@ pub struct Metrics {
     pub shadowed_dropped: u64,
     /// Deletes dropped because nothing was left to hide.
     pub deletes_dropped: u64,
-    /// Waits for background work at the beginning of a run.
+    /// Times a writer stood still at a limit until background work had caught up.
     pub stalls: u64,
+    /// How long it stood.
+    pub stall_micros: WaitMetrics,
+    /// How long runs were delayed because of the pressure, those that were.
+    pub delay_micros: WaitMetrics,
+    /// Bytes that compactions would have to write until nothing is due, smoothed.
+    pub compaction_debt: u64,
     /// Merges put off because they would have taken the reserve of free space.
     pub merges_refused: u64,
     /// Bytes free on the device when last measured; `None` before, or without a reserve.
@@ -181,6 +228,9 @@ impl Inner {
             shadowed_dropped: c.shadowed_dropped.get(),
             deletes_dropped: c.deletes_dropped.get(),
             stalls: c.stalls.get(),
+            stall_micros: c.stall_micros.metrics(),
+            delay_micros: c.delay_micros.metrics(),
+            compaction_debt: self.backlog.debt(),
             merges_refused: c.merges_refused.get(),
             damaged_tables,
             scrub_bytes: c.scrub_bytes.get(),

@@ -24,6 +24,8 @@ mod inner;
 mod iter;
 mod jobs;
 mod metrics;
+mod pacing;
+mod pressure;
 pub(crate) mod recovery;
 mod retention;
 mod run;
@@ -62,7 +64,8 @@ pub use damage::Damage;
 pub use export::RangeDigest;
 pub use ingest::Replaced;
 pub use iter::{Iter, IterOptions};
-pub use metrics::{LevelMetrics, Metrics, PartitionMetrics};
+pub use metrics::{LevelMetrics, Metrics, PartitionMetrics, WaitMetrics};
+pub use pressure::Pressure;
 pub use run::Run;
 pub use salvage::Salvaged;
 pub use scrub::ScrubProgress;
@@ -171,7 +174,8 @@ impl Store {
 
     /// Begins a run that moves the store to `position`, whose index must be above the last run's. If the
     /// active memtables are full they are frozen first; if too much background work is pending then, the
-    /// call waits, up to [`Options::stall_max`](crate::Options::stall_max).
+    /// call waits, up to [`Options::stall_max`](crate::Options::stall_max). Long before, runs are delayed in
+    /// proportion to what they write, each by 50 ms at most, see [`pressure`](Store::pressure).
     ///
     /// # Errors
     /// `AlreadyApplied` if the index is not above the last; `NoSpace`; `Stalled`; `InvalidArgument` if a run is
@@ -223,6 +227,11 @@ impl Store {
             inner.beat();
             state = inner.state.lock();
             inner.check_next(&state, position.index)?;
+        } else if let Some(delay) = inner.delay_due() {
+            drop(state);
+            inner.wait_out(delay)?;
+            state = inner.state.lock();
+            inner.check_next(&state, position.index)?;
         }
         Ok(Run::begin(&self.0.inner, &mut state, position))
     }
@@ -238,6 +247,7 @@ impl Store {
         let mut room = self.wait_while_full(state);
         let tell = || {
             let waited = since.map(|since| since.elapsed());
+            inner.counters.stall_micros.of(cause).record_time(waited);
             inner.options.events.emit(|| Event::Stalled { cause, waited });
         };
         match &mut room {
@@ -335,6 +345,14 @@ impl Store {
         inner.freeze(&mut state);
         let target = inner.visible.index();
         Ok((target, state.flush_failures))
+    }
+
+    /// How near the store is to making writers stand still, and why. It slows them down by itself, in proportion
+    /// and long before (with [`Executor::Threads`]); whoever produces the writes, the leader of a replicated log for
+    /// one, does better to ask for fewer when the [`level`](Pressure::level) nears 0.5. Costs some loads.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        self.inner().pressure()
     }
 
     /// The position up to which everything is in tables and survives a crash: replay begins after it, and

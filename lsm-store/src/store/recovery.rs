@@ -36,6 +36,7 @@ use crate::store::catalog::Catalog;
 use crate::store::damage::open_tables;
 use crate::store::inner::{Bells, Inner, State};
 use crate::store::metrics::Counters;
+use crate::store::pressure::Backlog;
 use crate::store::retention::Retention;
 use crate::store::space::Space;
 use crate::store::superversion::SuperVersion;
@@ -125,7 +126,7 @@ pub(crate) fn open(
     let counters = Counters::default();
     counters.files_left.add(left);
     let space = Space::new(&options);
-    Ok(Inner {
+    let inner = Inner {
         vfs,
         dir: dir.to_path_buf(),
         options,
@@ -144,11 +145,14 @@ pub(crate) fn open(
         bells,
         counters,
         space,
+        backlog: Backlog::default(),
         reports,
         scrub: Mutex::default(),
         dir_lock: Mutex::new(Some(dir_lock)),
         refusing: AtomicBool::new(false),
-    })
+    };
+    inner.measure_tables(&inner.superversion.load().version);
+    Ok(inner)
 }
 
 pub(crate) fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn VfsLock>> {

@@ -231,14 +231,17 @@ impl Drop for Run {
 }
 
 impl Store {
-    /// Waits, if the memtables are full and no more may be frozen, until they may: what is logged next must
-    /// find room. Called before it is.
+    /// Waits as far as the pressure asks for it, and, if the memtables are full and no more may be frozen, until
+    /// they may: what is logged next must find room. Called before it is, by one thread at a time.
     ///
     /// # Errors
     /// `Stalled`, `Poisoned`, `Closed`.
     pub(crate) fn make_room(&self) -> Result<()> {
         let inner = self.inner();
         inner.check_writable()?;
+        if let Some(delay) = inner.delay_due() {
+            inner.wait_out(delay)?;
+        }
         if !inner.freeze_is_due(&inner.superversion.load().active) {
             return Ok(());
         }

@@ -50,6 +50,17 @@ impl Space {
         Some(self.free.load(Ordering::Relaxed)).filter(|free| *free != u64::MAX)
     }
 
+    /// How near the free space is to where writes are refused, from 0 to 1: from twice the reserve on.
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    pub(crate) fn pressure(&self) -> f64 {
+        let free = self.free.load(Ordering::Relaxed);
+        let (most, least) = (self.reserve.saturating_mul(2), self.half());
+        if free >= most {
+            return 0.0;
+        }
+        (most - free.max(least)) as f64 / (most - least).max(1) as f64
+    }
+
     const fn half(&self) -> u64 {
         self.reserve / 2
     }

@@ -1,0 +1,210 @@
+//! Background work as a whole: what it leaves, what stops it, what it costs whoever writes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use lsm_store::events::{Event, EventSink, Listener, StallCause};
+use lsm_store::rng::SplitMix64;
+use lsm_store::vfs::{Fault, FaultKind, FaultWhen, MemVfs, OpSet, Vfs};
+use lsm_store::{
+    Durability, Error, Executor, Keep, Mode, Op, Options, PartitionId, PartitionOptions, Position,
+    SequenceNumber, Store, WriteBatch,
+};
+
+const DATA: PartitionId = PartitionId(0);
+const KEYS: u64 = 500;
+/// However slow the machine: what is waited for happens long before.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// More flushes than a test has.
+const FLUSHES_MAX: usize = 1000;
+
+fn options() -> Options {
+    let partitions = vec![PartitionOptions { name: "data".to_owned(), keep: Keep::NewestOnly }];
+    Options {
+        memtable_bytes: 16 << 10,
+        block_bytes: 512,
+        table_bytes: 4 << 10,
+        base_level_bytes: 8 << 10,
+        level_ratio: 3,
+        cache_bytes: 0,
+        ..Options::new(5, partitions)
+    }
+}
+
+fn open(vfs: &MemVfs, options: Options, executor: Executor) -> Store {
+    let vfs: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    Store::open(vfs, Path::new("/db"), options, executor).expect("opens")
+}
+
+fn key(n: u64) -> Vec<u8> {
+    format!("key/{n:05}").into_bytes()
+}
+
+/// Write `n`: a random key gets a value, or is deleted in every seventh.
+fn write(store: &Store, n: u64) -> lsm_store::Result<()> {
+    let key = key(SplitMix64::new(n).below(KEYS));
+    let value = n.to_le_bytes().repeat(8);
+    let op = if n.is_multiple_of(7) {
+        Op::Delete { key: &key }
+    } else {
+        Op::Put { key: &key, value: &value }
+    };
+    let mut run = store.begin_run(Position { index: n, term: 1, extra: Vec::new() })?;
+    run.apply(DATA, SequenceNumber(n), &[op])?;
+    run.publish()
+}
+
+fn fill(store: &Store, from: u64, to: u64) {
+    (from..=to).for_each(|n| write(store, n).expect("writes"));
+}
+
+/// Every key reads as the last of `last` writes left it.
+fn check(store: &Store, last: u64) {
+    let mut newest = vec![None; usize::try_from(KEYS).expect("small")];
+    for n in 1..=last {
+        let at = usize::try_from(SplitMix64::new(n).below(KEYS)).expect("small");
+        newest[at] = (!n.is_multiple_of(7)).then_some(n);
+    }
+    for (k, expected) in (0_u64..).zip(&newest) {
+        let found = store.get(DATA, &key(k)).expect("reads").map(|f| f.sequence.0);
+        assert_eq!(found, *expected, "key {k} after {last} writes");
+    }
+    store.verify().expect("sound");
+}
+
+/// Waits until `done`, for as long as it takes within reason.
+fn until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: not after {PATIENCE:?}");
+        std::thread::yield_now();
+    }
+}
+
+fn no_table_can_be_written() -> Fault {
+    Fault {
+        ops: OpSet::WRITES,
+        when: FaultWhen::Always,
+        kind: FaultKind::Io,
+        path_contains: ".sst".to_owned(),
+    }
+}
+
+#[test]
+fn pressure_is_none_in_an_idle_store_and_rises_all_the_way_to_the_stop() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, options(), Executor::Inline);
+    assert_eq!(store.pressure().cause(), None, "empty: {:?}", store.pressure());
+    vfs.add_fault(no_table_can_be_written());
+    let (mut last, mut n) = (0.0, 0);
+    let stopped = loop {
+        n += 1;
+        if let Err(e) = write(&store, n) {
+            break e;
+        }
+        let now = store.pressure();
+        assert!(now.level() >= last && now.level() <= 1.0, "write {n}: from {last} to {now:?}");
+        last = now.level();
+    };
+    assert!(matches!(stopped, Error::Stalled { .. }), "{stopped}");
+    assert!(last > 0.95, "the last before the stop: {last}");
+    assert_eq!(store.pressure().cause(), Some(StallCause::Memtables), "{:?}", store.pressure());
+    vfs.clear_faults();
+    fill(&store, n, n + 500);
+    assert!(store.pressure().memtables < 0.5, "{:?}", store.pressure());
+    check(&store, n + 500);
+}
+
+#[test]
+fn a_writer_that_stood_still_goes_on_by_itself_and_the_wait_is_counted_by_its_cause() {
+    let vfs = MemVfs::new(1);
+    let store = open(
+        &vfs,
+        Options { stall_max: Duration::from_millis(20), ..options() },
+        Executor::Threads,
+    );
+    vfs.add_fault(no_table_can_be_written());
+    let mut last = 0;
+    let stalled = loop {
+        match write(&store, last + 1) {
+            Ok(()) => last += 1,
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(stalled, Error::Stalled { .. }), "{stalled}");
+    let stalls = store.metrics().stall_micros;
+    assert!(stalls.memtables.count == 1 && stalls.memtables.max >= 20_000, "{stalls:?}");
+    assert_eq!(stalls.level0.count, 0, "{stalls:?}");
+    vfs.clear_faults();
+    // Nobody but the background can end it.
+    until("room again", || store.metrics().frozen_memtables == 0);
+    fill(&store, last + 1, last + 500);
+    check(&store, last + 500);
+}
+
+/// Keeps what is told of waits. Holds the first flush at its end until a write is delayed.
+#[derive(Debug)]
+struct HoldFlush {
+    told: parking_lot::Mutex<Vec<Event>>,
+    go: Sender<()>,
+    wait: Receiver<()>,
+}
+
+impl Listener for HoldFlush {
+    fn on_event(&self, event: &Event) {
+        if matches!(event, Event::Flushed { .. }) {
+            let held = self.wait.recv_timeout(PATIENCE);
+            held.expect("a write is delayed while the flush does not end");
+        }
+        if matches!(event, Event::DelaysBegan { .. }) {
+            // For this flush and all after it.
+            (0..FLUSHES_MAX).for_each(|_| self.go.try_send(()).unwrap_or_default());
+        }
+        if matches!(
+            event,
+            Event::DelaysBegan { .. } | Event::DelaysEnded { .. } | Event::Stalled { .. }
+        ) {
+            self.told.lock().push(event.clone());
+        }
+    }
+}
+
+#[test]
+fn a_writer_is_delayed_before_it_would_have_to_stop_and_beginning_and_end_are_told() {
+    for mode in [Mode::External, Mode::Wal] {
+        let vfs = MemVfs::new(1);
+        let (go, wait) = bounded(FLUSHES_MAX);
+        let listener = Arc::new(HoldFlush { told: parking_lot::Mutex::default(), go, wait });
+        let events = EventSink::new(Arc::<HoldFlush>::clone(&listener) as Arc<dyn Listener>);
+        let large =
+            Options { mode, memtable_bytes: 1 << 20, table_bytes: 1 << 20, events, ..options() };
+        let store = open(&vfs, large, Executor::Threads);
+        let put = |n: u64| match mode {
+            Mode::External => write(&store, n),
+            Mode::Wal => {
+                let mut batch = WriteBatch::new();
+                batch.put(DATA, &key(n), &n.to_le_bytes().repeat(8)).expect("small");
+                store.write(batch, Durability::Buffered).map(|_| ())
+            }
+        };
+        let mut n = 0;
+        while listener.told.lock().is_empty() {
+            n += 1;
+            put(n).expect("writes");
+        }
+        let first = listener.told.lock().first().cloned();
+        let expected = Event::DelaysBegan { cause: StallCause::Memtables };
+        assert_eq!(first, Some(expected), "{mode:?}: delayed, before it stood still");
+        until("the end of delays", || listener.told.lock().len() > 1);
+        let last = listener.told.lock().last().cloned();
+        assert!(
+            matches!(last, Some(Event::DelaysEnded { delays: 1.., waited }) if waited > Duration::ZERO),
+            "{mode:?}: {last:?}"
+        );
+        let metrics = store.metrics();
+        assert!(metrics.delay_micros.memtables.count > 0, "{mode:?}: {metrics:?}");
+        assert_eq!(metrics.stalls, 0, "{mode:?}: {metrics:?}");
+    }
+}
