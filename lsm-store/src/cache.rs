@@ -7,19 +7,24 @@
 //! itself, without a lookup here, as long as all tables together hold at most half of the cache's bytes.
 //! What they hold is taken from what the cache may keep: both together are within the bytes it was given,
 //! however large the store is.
+//!
+//! Data blocks that are in use are reached through [slots](crate::sstable::slot), past the cache, which then
+//! gives them a second chance before it gives them up. Should every block of a part of the cache have been
+//! used since it looked last, that part keeps one more than it may until the next insertion.
 
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{OptionsBuilder, Weighter};
+use quick_cache::sync::Cache;
+use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 
 use crate::error::Result;
 use crate::perf::{self, Count};
 use crate::sstable::filter::Filter;
 use crate::sstable::index::IndexPartition;
+use crate::sstable::slot::SlotName;
 
 /// Guess of a cached item's size, for the cache's first allocation.
 const ITEM_BYTES_GUESS: usize = 4 * 1024;
@@ -53,11 +58,9 @@ impl Hash for BlockId {
 pub(crate) enum CacheKind {
     /// A data block.
     Data,
-    /// An index partition for lookups.
+    /// An index partition.
     Index,
     Filter,
-    /// An index partition for walks; counted as the other form.
-    IndexBlock,
 }
 
 impl CacheKind {
@@ -65,7 +68,7 @@ impl CacheKind {
     const fn slot(self) -> usize {
         match self {
             Self::Data => 0,
-            Self::Index | Self::IndexBlock => 2,
+            Self::Index => 2,
             Self::Filter => 4,
         }
     }
@@ -74,8 +77,8 @@ impl CacheKind {
 /// A cached item.
 #[derive(Clone, Debug)]
 pub(crate) enum Cached {
-    /// A data or index block that was parsed once, as its bytes.
-    Block(Arc<[u8]>),
+    /// A data block that was parsed once, as its bytes, and its slot.
+    Block(Arc<[u8]>, SlotName),
     Index(Arc<IndexPartition>),
     Filter(Arc<Filter>),
 }
@@ -84,7 +87,7 @@ impl Cached {
     fn weight(&self) -> usize {
         ITEM_OVERHEAD_BYTES
             + match self {
-                Self::Block(block) => block.len(),
+                Self::Block(block, _) => block.len(),
                 Self::Index(index) => index.weight(),
                 Self::Filter(filter) => filter.weight(),
             }
@@ -97,6 +100,44 @@ struct Bytes;
 impl Weighter<BlockId, Cached> for Bytes {
     fn weight(&self, _id: &BlockId, cached: &Cached) -> u64 {
         cached.weight() as u64
+    }
+}
+
+/// Empties the slots of blocks that are given up, and asks them before.
+#[derive(Clone, Debug)]
+struct Slots;
+
+impl Lifecycle<BlockId, Cached> for Slots {
+    type RequestState = GivenUp;
+
+    fn is_pinned(&self, _id: &BlockId, cached: &Cached) -> bool {
+        matches!(cached, Cached::Block(_, slot) if slot.ask_used())
+    }
+
+    fn on_evict(&self, given_up: &mut GivenUp, _id: BlockId, cached: Cached) {
+        if given_up.first.is_none() {
+            given_up.first = Some(cached);
+        } else {
+            given_up.more.push(cached);
+        }
+    }
+}
+
+/// What one insertion pushed out: mostly one item. Slots are emptied when this is dropped, which is outside of the
+/// cache's locks.
+#[derive(Default)]
+struct GivenUp {
+    first: Option<Cached>,
+    more: Vec<Cached>,
+}
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        for cached in self.first.iter().chain(&self.more) {
+            if let Cached::Block(raw, slot) = cached {
+                slot.take(raw);
+            }
+        }
     }
 }
 
@@ -119,7 +160,7 @@ impl Hasher for MixHasher {
     }
 }
 
-type Shards = Cache<BlockId, Cached, Bytes, BuildHasherDefault<MixHasher>>;
+type Shards = Cache<BlockId, Cached, Bytes, BuildHasherDefault<MixHasher>, Slots>;
 
 /// See the module.
 #[derive(Debug)]
@@ -146,12 +187,7 @@ impl BlockCache {
             .ok()
             .filter(|_| bytes > 0)
             .map(|options| {
-                Cache::with_options(
-                    options,
-                    Bytes,
-                    BuildHasherDefault::default(),
-                    DefaultLifecycle::default(),
-                )
+                Cache::with_options(options, Bytes, BuildHasherDefault::default(), Slots)
             });
         Self {
             shards,
@@ -180,6 +216,12 @@ impl BlockCache {
         }
         self.lookups.count(id.kind, false);
         if fill { shards.get_or_insert_with(&id, load) } else { load() }
+    }
+
+    /// Counts a hit that was not looked up here.
+    pub(crate) fn count_hit(&self, kind: CacheKind) {
+        self.lookups.count(kind, true);
+        perf::count(Count::CacheHits, 1);
     }
 
     /// Whether one more block can be kept without pushing anything out.

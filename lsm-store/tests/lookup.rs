@@ -100,6 +100,31 @@ fn a_table_looks_up_its_index_and_filter_in_the_cache_once() {
 }
 
 #[test]
+fn a_block_in_use_stays_in_memory_whatever_else_is_read() {
+    const KEYS: u64 = 20_000;
+    let store = open(&MemVfs::new(1), Options { cache_bytes: 64 * 1024, ..options() });
+    let store = store.expect("opens");
+    fill(&store, KEYS, 1);
+    let blocks_read = |n: u64| {
+        let (found, counts) = lsm_store::perf::measure(|| store.get(DATA, &key(n)));
+        assert_eq!(found.expect("reads").expect("there").value, value(n, 1), "key {n}");
+        counts.blocks_read
+    };
+    let in_use = KEYS / 2;
+    for _ in 0..3 {
+        blocks_read(in_use);
+    }
+    let (mut again, mut others) = (0, 0);
+    // Ten times everything, far more than fits.
+    for n in (0..10).flat_map(|pass| (pass..KEYS).step_by(10)) {
+        others += blocks_read(n);
+        again += blocks_read(in_use);
+    }
+    assert!(others > 10_000, "the cache turned over: {others} blocks read");
+    assert_eq!(again, 0, "blocks read again for a key that is looked up all the time");
+}
+
+#[test]
 fn many_keys_at_once_give_what_each_gives_alone_and_share_their_blocks() {
     const KEYS: u64 = 500;
     let store = open(&MemVfs::new(1), options()).expect("opens");

@@ -1,5 +1,6 @@
 //! Bounds on user keys, shared by all sources of one iterator.
 
+use std::cmp::Ordering;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -22,18 +23,28 @@ impl Bounds {
     }
 
     pub(crate) fn below_upper(&self, key: &[u8]) -> bool {
+        self.is_below_upper(|upper| key.cmp(upper))
+    }
+
+    /// As [`Bounds::below_upper`], of what compares to a key like this.
+    pub(crate) fn is_below_upper(&self, compare: impl FnOnce(&[u8]) -> Ordering) -> bool {
         match &self.upper {
             Bound::Unbounded => true,
-            Bound::Included(upper) => key <= upper.as_slice(),
-            Bound::Excluded(upper) => key < upper.as_slice(),
+            Bound::Included(upper) => compare(upper).is_le(),
+            Bound::Excluded(upper) => compare(upper).is_lt(),
         }
     }
 
     pub(crate) fn above_lower(&self, key: &[u8]) -> bool {
+        self.is_above_lower(|lower| key.cmp(lower))
+    }
+
+    /// As [`Bounds::above_lower`], of what compares to a key like this.
+    pub(crate) fn is_above_lower(&self, compare: impl FnOnce(&[u8]) -> Ordering) -> bool {
         match &self.lower {
             Bound::Unbounded => true,
-            Bound::Included(lower) => key >= lower.as_slice(),
-            Bound::Excluded(lower) => key > lower.as_slice(),
+            Bound::Included(lower) => compare(lower).is_ge(),
+            Bound::Excluded(lower) => compare(lower).is_gt(),
         }
     }
 }

@@ -118,11 +118,11 @@ fn table(vfs: &dyn Vfs, path: &Path, show: Show, limit: u64) -> Result<()> {
     );
     let mut entries = 0;
     for top in table.top() {
-        let mut index = BlockIter::new(table.block(top.index, BlockKind::Index, false)?);
+        let mut index = BlockIter::new(table.block(top.index, BlockKind::Index)?);
         index.seek_to_first()?;
         while index.valid() {
             let handle = index.handle();
-            let mut data = BlockIter::new(table.block(handle, BlockKind::Data, false)?);
+            let mut data = BlockIter::new(table.block(handle, BlockKind::Data)?);
             data.seek_to_first()?;
             println!("block at {}, {} bytes", handle.offset, handle.len);
             while data.valid() {

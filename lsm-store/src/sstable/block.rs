@@ -266,8 +266,8 @@ pub(crate) fn value_bytes(buffer: &Arc<[u8]>, value: Range<usize>) -> Bytes {
     Bytes::copy_from_slice(buffer.get(value).unwrap_or_default())
 }
 
-/// A parsed block; immutable and shared.
-#[derive(Debug)]
+/// A parsed block; its bytes are immutable and shared.
+#[derive(Clone, Debug)]
 pub(crate) struct Block {
     /// The block and room for a trailer behind it.
     pub(super) raw: Arc<[u8]>,

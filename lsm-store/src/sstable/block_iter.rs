@@ -17,7 +17,6 @@
 
 use std::cmp::Ordering;
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -72,7 +71,7 @@ impl Entry {
 /// Stands on an entry of a block, or on none.
 #[derive(Debug)]
 pub(crate) struct BlockIter {
-    block: Option<Arc<Block>>,
+    block: Option<Block>,
     valid: bool,
     here: Entry,
     /// The restart point that comes next, and its offset; the end of the entries after the last one.
@@ -84,7 +83,7 @@ pub(crate) struct BlockIter {
 }
 
 impl BlockIter {
-    pub(crate) fn new(block: Arc<Block>) -> Self {
+    pub(crate) fn new(block: Block) -> Self {
         Self { block: Some(block), ..Self::empty() }
     }
 
@@ -108,14 +107,14 @@ impl BlockIter {
     }
 
     /// Changes to another block; stands on no entry.
-    pub(crate) fn set_block(&mut self, block: Arc<Block>) {
+    pub(crate) fn set_block(&mut self, block: Block) {
         self.block = Some(block);
         self.valid = false;
     }
 
     /// Changes to the block that follows the present one, and stands on its first entry.
     /// [`repeats_key`](Self::repeats_key) then compares to the entry it stood on last.
-    pub(crate) fn continue_in(&mut self, block: Arc<Block>) -> Result<()> {
+    pub(crate) fn continue_in(&mut self, block: Block) -> Result<()> {
         let (first, _) = block.entry_at(block.entries.start)?;
         let suffix = block.raw.get(first.suffix).unwrap_or_default();
         let same = self.key().strip_prefix(block.prefix()) == Some(suffix);
@@ -418,6 +417,7 @@ mod tests {
     use proptest::prelude::*;
 
     use std::path::Path;
+    use std::sync::Arc;
 
     use super::super::block::testing::with_room;
     use super::super::block_builder::BlockBuilder;
@@ -435,9 +435,8 @@ mod tests {
         Bytes::from(builder.finish().expect("encodes"))
     }
 
-    fn parse(raw: Bytes) -> Result<Arc<Block>> {
+    fn parse(raw: Bytes) -> Result<Block> {
         Block::parse(with_room(&raw), BlockKind::Data, &Arc::from(Path::new("b.sst")), 0)
-            .map(Arc::new)
     }
 
     fn current(iter: &BlockIter) -> Option<Entry> {
@@ -478,7 +477,7 @@ mod tests {
         ) {
             let block = parse(build(&entries, interval)).expect("parses");
             prop_assert_eq!(block.entry_count() as usize, entries.len());
-            let mut iter = BlockIter::new(Arc::clone(&block));
+            let mut iter = BlockIter::new(block.clone());
             let mut seen = Vec::new();
             iter.seek_to_first().expect("reads");
             while let Some(entry) = current(&iter) { seen.push(entry); iter.next().expect("reads"); }

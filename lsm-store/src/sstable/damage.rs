@@ -138,7 +138,7 @@ pub(crate) fn extent(table: &Table, offset: u64) -> Extent {
 
 /// The data block at `offset`, if it is one of this index partition.
 fn data_extent(table: &Table, index: Handle, first: &[u8], offset: u64) -> Result<Option<Extent>> {
-    let mut index = BlockIter::new(table.block(index, BlockKind::Index, false)?);
+    let mut index = BlockIter::new(table.block(index, BlockKind::Index)?);
     let mut smallest = first.to_vec();
     index.seek_to_first()?;
     while index.valid() {

@@ -16,6 +16,7 @@ use crate::sstable::block::Block;
 use crate::sstable::block_iter::BlockIter;
 use crate::sstable::format::{BlockKind, Handle};
 use crate::sstable::key_index::KeyIndex;
+use crate::sstable::slot::Slot;
 
 /// See the module.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub(crate) struct IndexPartition {
     /// Of the separators; empty if all are 0, as they are unless a user key spans blocks.
     sequences: Box<[u64]>,
     handles: Box<[Handle]>,
+    /// Where the blocks are that the cache keeps.
+    slots: Box<[Slot]>,
 }
 
 impl IndexPartition {
@@ -32,10 +35,10 @@ impl IndexPartition {
     /// # Errors
     /// `Corruption` at the block's offset.
     pub(crate) fn parse(buffer: Arc<[u8]>, path: &Arc<Path>, offset: u64) -> Result<Self> {
-        let block = Arc::new(Block::parse(buffer, BlockKind::Index, path, offset)?);
+        let block = Block::parse(buffer, BlockKind::Index, path, offset)?;
         let (mut bytes, mut ranges) = (Vec::new(), Vec::new());
         let (mut sequences, mut handles) = (Vec::<u64>::new(), Vec::new());
-        let mut iter = BlockIter::new(Arc::clone(&block));
+        let mut iter = BlockIter::new(block.clone());
         iter.seek_to_first()?;
         while iter.valid() {
             let previous = ranges.last().cloned().and_then(|range| bytes.get(range));
@@ -62,6 +65,7 @@ impl IndexPartition {
         Ok(Self {
             keys: KeyIndex::new(keys),
             sequences: sequences.into_boxed_slice(),
+            slots: handles.iter().map(|_| Slot::default()).collect(),
             handles: handles.into_boxed_slice(),
         })
     }
@@ -72,12 +76,45 @@ impl IndexPartition {
             + self.keys.weight()
             + size_of_val(&*self.sequences)
             + size_of_val(&*self.handles)
+            + size_of_val(&*self.slots)
+    }
+
+    /// Number of data blocks.
+    pub(crate) fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Where a data block is; `None` if there are not so many.
+    pub(crate) fn handle(&self, at: usize) -> Option<Handle> {
+        self.handles.get(at).copied()
+    }
+
+    /// See [`Slot`].
+    pub(crate) fn slot(&self, at: usize) -> Option<&Slot> {
+        self.slots.get(at)
+    }
+
+    /// Of all data blocks.
+    #[cfg(test)]
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// How a block's separator, without its sequence number, compares to a user key.
+    pub(crate) fn compare(&self, at: usize, key: &[u8]) -> Ordering {
+        self.keys.compare(at, key)
+    }
+
+    /// Whether a block's separator is at or after `(key, sequence)`.
+    pub(crate) fn ends_at_or_after(&self, at: usize, key: &[u8], sequence: u64) -> bool {
+        let own = self.sequences.get(at).copied().unwrap_or(0);
+        self.compare(at, key).then(sequence.cmp(&own)).is_ge()
     }
 
     /// The first data block whose separator is at or after `(key, sequence)`: the only one that may hold
-    /// the newest version of `key` at or below `sequence`.
-    pub(crate) fn find(&self, key: &[u8], sequence: u64) -> Option<Handle> {
+    /// the newest version of `key` at or below `sequence`. Their number if there is none.
+    pub(crate) fn find(&self, key: &[u8], sequence: u64) -> usize {
         let newer = |at: usize| self.sequences.get(at).is_some_and(|own| *own > sequence);
-        self.handles.get(self.keys.first_at_or_after(key, newer)).copied()
+        self.keys.first_at_or_after(key, newer)
     }
 }

@@ -16,7 +16,7 @@ use crate::iter::bounds::SharedBounds;
 use crate::iter::reading::{FillCache, Reading};
 use crate::sstable::block::Block;
 use crate::sstable::block_iter::BlockIter;
-use crate::sstable::format::BlockKind;
+use crate::sstable::index::IndexPartition;
 use crate::sstable::read_ahead::ReadAhead;
 use crate::sstable::reader::Table;
 
@@ -30,12 +30,13 @@ pub(crate) struct TableIter {
     table: Arc<Table>,
     reading: Reading,
     bounds: SharedBounds,
-    index: BlockIter,
-    /// Position in the top block of what `index` reads; `None` if it reads nothing.
-    partition: Option<usize>,
+    /// An index partition and its position in the top block.
+    index: Option<(usize, Arc<IndexPartition>)>,
+    /// Place of a block in the index partition; behind the last one if the walk is beyond it.
+    at: usize,
     data: BlockIter,
-    /// Offset of the block `data` reads.
-    loaded: Option<u64>,
+    /// Whether `data` reads the block at `at`.
+    loaded: bool,
     ahead: ReadAhead,
     /// Bytes of data blocks walked through since the last search, and whether the next is to be cached.
     walked: u64,
@@ -50,10 +51,10 @@ impl TableIter {
             table,
             reading,
             bounds: None,
-            index: BlockIter::empty(),
-            partition: None,
+            index: None,
+            at: 0,
             data: BlockIter::empty(),
-            loaded: None,
+            loaded: false,
             ahead: ReadAhead::new(reading.purpose),
             walked: 0,
             fill: !matches!(reading.fill, FillCache::Never),
@@ -65,9 +66,8 @@ impl TableIter {
     pub(crate) fn set_table(&mut self, table: Arc<Table>) {
         self.table = table;
         self.ahead.reset();
-        self.partition = None;
-        self.index.clear();
-        self.loaded = None;
+        self.index = None;
+        self.loaded = false;
         self.data.clear();
     }
 
@@ -123,7 +123,7 @@ impl TableIter {
         if !self.open_index(self.wanted_from(0))? {
             return Ok(());
         }
-        self.index.seek_to_first()?;
+        self.go_to(0);
         self.open_data()?;
         self.data.seek_to_first()?;
         self.check_upper();
@@ -135,7 +135,7 @@ impl TableIter {
         if !self.open_index(self.table.top().len().saturating_sub(1))? {
             return Ok(());
         }
-        self.index.seek_to_last()?;
+        self.go_to_last_block();
         self.open_data()?;
         self.data.seek_to_last()?;
         self.check_lower()
@@ -144,7 +144,7 @@ impl TableIter {
     /// To the first entry at or after `(key, sequence)`.
     pub(crate) fn seek(&mut self, key: &[u8], sequence: u64) -> Result<()> {
         self.search(key, sequence)?;
-        if !self.index.valid() {
+        if !self.at_a_block() {
             return Ok(());
         }
         self.check_upper();
@@ -155,7 +155,7 @@ impl TableIter {
     /// To the last entry at or before `(key, sequence)`.
     pub(crate) fn seek_for_prev(&mut self, key: &[u8], sequence: u64) -> Result<()> {
         self.search(key, sequence)?;
-        if !self.index.valid() {
+        if !self.at_a_block() {
             return self.seek_to_last();
         }
         if !self.data.valid() {
@@ -194,24 +194,24 @@ impl TableIter {
     }
 
     /// Puts `data` into the block that holds the target if any does, at the first entry at or after it; not
-    /// valid if the target is after all of the block's entries. `index` is not valid if the target is after all blocks.
+    /// valid if the target is after all of the block's entries. At no block if the target is after all of them.
     fn search(&mut self, key: &[u8], sequence: u64) -> Result<()> {
         self.data.invalidate();
         if !self.at_hand(key, sequence)? {
             self.walked = 0;
             self.fill = self.reading.fill != FillCache::Never;
-            let partition = self.table.top().partition_point(|t| t.last_key.as_slice() < key);
-            let partition = self.wanted_from(partition);
+            let partition = self.wanted_from(self.table.partition_of(key));
             if !self.open_index(partition)? {
                 return Ok(());
             }
-            self.index.seek(key, sequence)?;
-            if !self.index.valid() {
+            let at = self.index.as_ref().map_or(0, |(_, index)| index.find(key, sequence));
+            self.go_to(at);
+            if !self.at_a_block() {
                 // Between this partition's last version of the key and the next key.
                 if !self.open_index(self.wanted_from(partition + 1))? {
                     return Ok(());
                 }
-                self.index.seek_to_first()?;
+                self.go_to(0);
             }
             self.open_data()?;
         }
@@ -220,10 +220,9 @@ impl TableIter {
 
     /// Whether the target is in the block at hand: at or after its first entry and not after its separator.
     fn at_hand(&self, key: &[u8], sequence: u64) -> Result<bool> {
-        let index = &self.index;
-        Ok(index.valid()
-            && self.loaded == Some(index.handle().offset)
-            && compare((key, sequence), (index.key(), index.sequence())).is_le()
+        let Some((_, index)) = &self.index else { return Ok(false) };
+        Ok(self.loaded
+            && index.ends_at_or_after(self.at, key, sequence)
             && self.data.begins_at_or_before(key, sequence)?)
     }
 
@@ -237,71 +236,94 @@ impl TableIter {
         partition + passed
     }
 
-    /// Puts `index` into a partition; `false` and not valid if there is no such one.
+    /// Opens a partition; `false` and at no block if there is no such one. [`go_to`](Self::go_to) follows.
     fn open_index(&mut self, partition: usize) -> Result<bool> {
-        if self.partition == Some(partition) {
+        if self.index.as_ref().is_some_and(|(open, _)| *open == partition) {
             return Ok(true);
         }
-        self.partition = None;
-        self.index.clear();
-        let Some(top) = self.table.top().get(partition) else { return Ok(false) };
+        self.index = None;
+        self.loaded = false;
         let fill = self.reading.fill != FillCache::Never;
-        self.index.set_block(self.table.block(top.index, BlockKind::Index, fill)?);
-        self.partition = Some(partition);
-        Ok(true)
+        let index = self.table.index_partition(partition, fill)?;
+        self.index = index.map(|index| (partition, index));
+        Ok(self.index.is_some())
     }
 
-    /// Puts `data` into the block of the index entry.
+    fn at_a_block(&self) -> bool {
+        self.at < self.blocks()
+    }
+
+    /// Blocks in the index partition.
+    fn blocks(&self) -> usize {
+        self.index.as_ref().map_or(0, |(_, index)| index.len())
+    }
+
+    /// To a block of the index partition, or behind all of them; `data` stays where it is.
+    const fn go_to(&mut self, at: usize) {
+        self.loaded &= self.at == at;
+        self.at = at;
+    }
+
+    fn go_to_last_block(&mut self) {
+        self.go_to(self.blocks().saturating_sub(1));
+    }
+
+    /// Puts `data` into the block at `at`.
     fn open_data(&mut self) -> Result<()> {
-        let offset = self.index.handle().offset;
-        if self.loaded != Some(offset) {
-            let block = self.read_data()?;
+        if !self.loaded
+            && let Some(block) = self.read_data()?
+        {
             self.data.set_block(block);
-            self.loaded = Some(offset);
+            self.loaded = true;
         }
         Ok(())
     }
 
-    /// The block of the index entry; `data` counts as reading nothing until it has it.
-    fn read_data(&mut self) -> Result<Arc<Block>> {
-        self.loaded = None;
-        let handle = self.index.handle();
+    /// The block at `at`; `data` counts as reading nothing until it has it.
+    fn read_data(&mut self) -> Result<Option<Block>> {
+        self.loaded = false;
+        let Some((_, index)) = &self.index else { return Ok(None) };
+        let Some(handle) = index.handle(self.at) else { return Ok(None) };
         let before = self.walked / SHORT_WALK_BYTES;
         self.walked = self.walked.saturating_add(handle.len);
         if self.reading.fill == FillCache::WhileRoom && self.walked / SHORT_WALK_BYTES > before {
             self.fill = self.table.cache_has_room();
         }
-        self.table.block_ahead(handle, self.fill, &mut self.ahead)
+        self.table.block_ahead(index, self.at, self.fill, &mut self.ahead).map(Some)
     }
 
     /// To the first entry after the current data block.
     fn next_block(&mut self) -> Result<()> {
-        self.index.next()?;
-        if !self.index.valid() {
-            let next = self.partition.map_or(0, |p| p + 1);
+        self.go_to(self.at + 1);
+        if !self.at_a_block() {
+            let next = self.index.as_ref().map_or(0, |(partition, _)| partition + 1);
             if !self.open_index(self.wanted_from(next))? {
                 return Ok(());
             }
-            self.index.seek_to_first()?;
+            self.go_to(0);
         }
-        let block = self.read_data()?;
-        self.data.continue_in(block)?;
-        self.loaded = Some(self.index.handle().offset);
+        if let Some(block) = self.read_data()? {
+            self.data.continue_in(block)?;
+            self.loaded = true;
+        }
         self.check_upper();
         Ok(())
     }
 
     /// To the last entry before the current data block.
     fn prev_block(&mut self) -> Result<()> {
-        self.index.prev()?;
-        if !self.index.valid() {
-            let Some(before) = self.partition.and_then(|p| p.checked_sub(1)) else {
+        if let Some(before) = self.at.checked_sub(1) {
+            self.go_to(before);
+        } else {
+            let Some(before) = self.index.as_ref().and_then(|(p, _)| p.checked_sub(1)) else {
                 return Ok(());
             };
             self.open_index(before)?;
-            self.index.seek_to_last()?;
+            self.go_to_last_block();
         }
-        if self.bounds.as_ref().is_some_and(|b| !b.above_lower(self.index.key())) {
+        if let (Some(bounds), Some((_, index))) = (&self.bounds, &self.index)
+            && !bounds.is_above_lower(|lower| index.compare(self.at, lower))
+        {
             return Ok(());
         }
         self.open_data()?;
@@ -311,7 +333,12 @@ impl TableIter {
 
     /// After a move forward into a block: its keys are compared to the bound only if its separator is above.
     fn check_upper(&mut self) {
-        self.checked = self.bounds.as_ref().is_some_and(|b| !b.below_upper(self.index.key()));
+        self.checked = match (&self.bounds, &self.index) {
+            (Some(bounds), Some((_, index))) => {
+                !bounds.is_below_upper(|upper| index.compare(self.at, upper))
+            }
+            _ => false,
+        };
         if self.checked {
             self.stop_above();
         }

@@ -28,6 +28,7 @@ pub(crate) mod pieces;
 pub(crate) mod properties;
 pub(crate) mod read_ahead;
 pub(crate) mod reader;
+pub(crate) mod slot;
 pub(crate) mod top;
 pub(crate) mod verify;
 

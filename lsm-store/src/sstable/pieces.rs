@@ -47,7 +47,7 @@ fn walk(
     let mut smallest = table.meta().smallest.user_key.clone();
     for top in table.top() {
         if !skip(&smallest, &top.last_key) {
-            let index = table.block(top.index, BlockKind::Index, false);
+            let index = table.block(top.index, BlockKind::Index);
             match index.map(BlockIter::new) {
                 Ok(index) => {
                     walk_partition(table, index, &smallest, &top.last_key, skip, each, lost)?
@@ -76,7 +76,7 @@ fn walk_partition(
         // The separator of the last block may be above all that is in it.
         let largest = index.key().min(last).to_vec();
         if !skip(&smallest, &largest) {
-            match table.block(index.handle(), BlockKind::Data, false).map(BlockIter::new) {
+            match table.block(index.handle(), BlockKind::Data).map(BlockIter::new) {
                 Ok(mut data) => {
                     data.seek_to_first()?;
                     while data.valid() {

@@ -27,6 +27,7 @@ use crate::sstable::index::IndexPartition;
 use crate::sstable::key_index::KeyIndex;
 use crate::sstable::properties::Properties;
 use crate::sstable::read_ahead::ReadAhead;
+use crate::sstable::slot::SlotName;
 use crate::sstable::top::{self, TopEntry};
 use crate::vfs::{Vfs, VfsFile};
 
@@ -59,14 +60,14 @@ struct Held {
 
 /// Something a table holds or the cache handed out.
 enum Hold<'t, T> {
-    Held(&'t T),
+    Held(&'t Arc<T>),
     Lent(Arc<T>),
 }
 
 impl<T> Deref for Hold<'_, T> {
-    type Target = T;
+    type Target = Arc<T>;
 
-    fn deref(&self) -> &T {
+    fn deref(&self) -> &Arc<T> {
         match self {
             Self::Held(item) => item,
             Self::Lent(item) => item,
@@ -270,21 +271,23 @@ impl Table {
         self.obsolete.store(true, Ordering::Release);
     }
 
-    /// A data or index block, for a walk over its entries.
-    pub(crate) fn block(&self, handle: Handle, kind: BlockKind, fill: bool) -> Result<Arc<Block>> {
-        self.block_by(handle, kind, fill, |buf, offset| self.file.read_exact_at(buf, offset))
+    /// A data or index block from the medium.
+    pub(crate) fn block(&self, handle: Handle, kind: BlockKind) -> Result<Block> {
+        Block::parse(self.read(handle, kind)?, kind, &self.path, handle.offset)
     }
 
-    /// A data block for a walk, which reads what the cache does not have through `ahead`.
+    /// A data block of an index partition for a walk, which reads what the cache does not have through `ahead`.
     pub(crate) fn block_ahead(
         &self,
-        handle: Handle,
+        index: &Arc<IndexPartition>,
+        at: usize,
         fill: bool,
         ahead: &mut ReadAhead,
-    ) -> Result<Arc<Block>> {
-        self.block_by(handle, BlockKind::Data, fill, |buf, offset| {
-            ahead.read(&*self.file, self.data_end, buf, offset)
-        })
+    ) -> Result<Block> {
+        let read = |buf: &mut [u8], offset| ahead.read(&*self.file, self.data_end, buf, offset);
+        let (handle, raw) =
+            self.with_data(index, at, fill, read, |handle, raw| (handle, Arc::clone(raw)))?;
+        Block::parsed_before(raw, BlockKind::Data, &self.path, handle.offset)
     }
 
     /// Whether the cache has room for more without pushing anything out.
@@ -292,34 +295,53 @@ impl Table {
         self.cache.has_room()
     }
 
-    fn block_by(
+    /// Uses the bytes of a data block of an index partition, which were parsed once.
+    #[inline]
+    fn with_data<T>(
         &self,
-        handle: Handle,
-        kind: BlockKind,
+        index: &Arc<IndexPartition>,
+        at: usize,
         fill: bool,
         read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
-    ) -> Result<Arc<Block>> {
-        let raw = self.raw_block(handle, kind, fill, read)?;
-        Block::parsed_before(raw, kind, &self.path, handle.offset).map(Arc::new)
+        apply: impl Fn(Handle, &Arc<[u8]>) -> T,
+    ) -> Result<T> {
+        let (Some(handle), Some(slot)) = (index.handle(at), index.slot(at)) else {
+            return Err(Error::corruption(&self.path, 0, "an index partition lost a block"));
+        };
+        if let Some(applied) = slot.with(|raw| apply(handle, raw)) {
+            self.cache.count_hit(CacheKind::Data);
+            return Ok(applied);
+        }
+        let raw = self.cached_data(index, at, handle, fill, read)?;
+        Ok(apply(handle, &raw))
     }
 
-    /// The bytes of a data or index block that was parsed.
-    fn raw_block(
+    /// A data block through the cache.
+    fn cached_data(
         &self,
+        index: &Arc<IndexPartition>,
+        at: usize,
         handle: Handle,
-        kind: BlockKind,
         fill: bool,
         read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
     ) -> Result<Arc<[u8]>> {
-        let cache_kind =
-            if kind == BlockKind::Index { CacheKind::IndexBlock } else { CacheKind::Data };
-        let cached = self.cache.get(self.id(handle, cache_kind), fill, || {
-            let raw = self.read_by(handle, kind, read)?;
-            let block = Block::parse(raw, kind, &self.path, handle.offset)?;
-            Ok(Cached::Block(block.into_raw()))
+        let mut loaded = false;
+        let cached = self.cache.get(self.id(handle, CacheKind::Data), fill, || {
+            loaded = true;
+            let raw = self.read_by(handle, BlockKind::Data, read)?;
+            let raw = Block::parse(raw, BlockKind::Data, &self.path, handle.offset)?.into_raw();
+            let slot = SlotName::new(index, at);
+            // Before the cache has it: whatever it gives up later was in its slot before.
+            if fill {
+                slot.put(&raw);
+            }
+            Ok(Cached::Block(raw, slot))
         })?;
+        if !loaded && let Some(slot) = index.slot(at) {
+            slot.set_used();
+        }
         match cached {
-            Cached::Block(raw) => Ok(raw),
+            Cached::Block(raw, _) => Ok(raw),
             Cached::Index(_) | Cached::Filter(_) => Err(self.mixed_up(handle)),
         }
     }
@@ -333,7 +355,7 @@ impl Table {
         })?;
         match cached {
             Cached::Filter(filter) => Ok(filter),
-            Cached::Block(_) | Cached::Index(_) => Err(self.mixed_up(handle)),
+            Cached::Block(..) | Cached::Index(_) => Err(self.mixed_up(handle)),
         }
     }
 
@@ -356,15 +378,15 @@ impl Table {
         })
     }
 
-    fn index(&self, handle: Handle) -> Result<Arc<IndexPartition>> {
-        let cached = self.cache.get(self.id(handle, CacheKind::Index), true, || {
+    fn index(&self, handle: Handle, fill: bool) -> Result<Arc<IndexPartition>> {
+        let cached = self.cache.get(self.id(handle, CacheKind::Index), fill, || {
             let raw = self.read(handle, BlockKind::Index)?;
             let index = IndexPartition::parse(raw, &self.path, handle.offset)?;
             Ok(Cached::Index(Arc::new(index)))
         })?;
         match cached {
             Cached::Index(index) => Ok(index),
-            Cached::Block(_) | Cached::Filter(_) => Err(self.mixed_up(handle)),
+            Cached::Block(..) | Cached::Filter(_) => Err(self.mixed_up(handle)),
         }
     }
 
@@ -407,17 +429,33 @@ impl Table {
         &self,
         partition: usize,
         top: &TopEntry,
+        fill: bool,
     ) -> Result<Hold<'_, IndexPartition>> {
         let place = self.held.get(partition).map(|held| &held.index);
         if let Some(held) = place.and_then(OnceLock::get) {
             perf::count(Count::CacheHits, 1);
             return Ok(Hold::Held(held));
         }
-        let index = self.index(top.index)?;
-        if let Some(place) = place {
+        let index = self.index(top.index, fill)?;
+        if let Some(place) = place.filter(|_| fill) {
             self.hold(place, &index, index.weight(), self.id(top.index, CacheKind::Index));
         }
         Ok(Hold::Lent(index))
+    }
+
+    /// The first index partition that may hold a key; their number if there is none.
+    pub(crate) fn partition_of(&self, key: &[u8]) -> usize {
+        self.top_keys.first_at_or_after(key, |_| false)
+    }
+
+    /// An index partition for a walk; `None` if there are not so many.
+    pub(crate) fn index_partition(
+        &self,
+        partition: usize,
+        fill: bool,
+    ) -> Result<Option<Arc<IndexPartition>>> {
+        let Some(top) = self.top.get(partition) else { return Ok(None) };
+        Ok(Some(Arc::clone(&*self.partition_index(partition, top, fill)?)))
     }
 
     fn source(&self) -> Source<'_> {
@@ -442,7 +480,11 @@ impl Table {
     /// The newest version of `key` at or below `sequence`. `hash` is the key's
     /// [`key_hash`](crate::sstable::filter::key_hash).
     pub(crate) fn get(&self, key: &[u8], hash: u64, sequence: u64) -> Result<Option<FoundEntry>> {
-        self.find(key, hash, sequence, |handle| self.data_block(handle))
+        let Some((index, at)) = self.find(key, hash, sequence)? else { return Ok(None) };
+        let read = |buf: &mut [u8], offset| self.file.read_exact_at(buf, offset);
+        self.with_data(&index, at, true, read, |handle, raw| {
+            self.find_in_block(handle, raw, key, sequence)
+        })?
     }
 
     /// As [`Table::get`], for keys that come in order: the block of the key before is at hand.
@@ -453,33 +495,32 @@ impl Table {
         sequence: u64,
         last: &mut LastBlock,
     ) -> Result<Option<FoundEntry>> {
-        self.find(key, hash, sequence, |handle| {
-            let place = (self.uid_fold, handle.offset);
-            if let Some(raw) = last.raw.as_ref().filter(|_| last.place == place) {
-                return Ok(Arc::clone(raw));
-            }
-            let raw = self.data_block(handle)?;
-            *last = LastBlock { place, raw: Some(Arc::clone(&raw)) };
-            Ok(raw)
-        })
-    }
-
-    fn data_block(&self, handle: Handle) -> Result<Arc<[u8]>> {
+        let Some((index, at)) = self.find(key, hash, sequence)? else { return Ok(None) };
+        let Some(handle) = index.handle(at) else { return Ok(None) };
+        let place = (self.uid_fold, handle.offset);
+        if let Some(raw) = last.raw.as_ref().filter(|_| last.place == place) {
+            return self.find_in_block(handle, raw, key, sequence);
+        }
         let read = |buf: &mut [u8], offset| self.file.read_exact_at(buf, offset);
-        self.raw_block(handle, BlockKind::Data, true, read)
+        let raw = self.with_data(&index, at, true, read, |_, raw| Arc::clone(raw))?;
+        let found = self.find_in_block(handle, &raw, key, sequence);
+        *last = LastBlock { place, raw: Some(raw) };
+        found
     }
 
+    /// The only data block that may hold the newest version of `key` at or below `sequence`: its index
+    /// partition and place there.
+    #[inline]
     fn find(
         &self,
         key: &[u8],
         hash: u64,
         sequence: u64,
-        block_at: impl FnOnce(Handle) -> Result<Arc<[u8]>>,
-    ) -> Result<Option<FoundEntry>> {
+    ) -> Result<Option<(Hold<'_, IndexPartition>, usize)>> {
         if self.meta.min_sequence > sequence {
             return Ok(None);
         }
-        let partition = self.top_keys.first_at_or_after(key, |_| false);
+        let partition = self.partition_of(key);
         let Some(top) = self.top.get(partition) else { return Ok(None) };
         perf::count(Count::Tables, 1);
         if top.min_sequence > sequence {
@@ -492,16 +533,25 @@ impl Table {
         }
         // The separator is at or above everything in the block and below everything in the next one, so
         // a search that runs off this block's end would find another user key in the next.
-        let Some(handle) = self.partition_index(partition, top)?.find(key, sequence) else {
-            return Ok(None);
-        };
-        let raw = block_at(handle)?;
-        let found = block::find(&raw, key, sequence)
+        let index = self.partition_index(partition, top, true)?;
+        let at = index.find(key, sequence);
+        Ok((at < index.len()).then_some((index, at)))
+    }
+
+    #[inline]
+    fn find_in_block(
+        &self,
+        handle: Handle,
+        raw: &Arc<[u8]>,
+        key: &[u8],
+        sequence: u64,
+    ) -> Result<Option<FoundEntry>> {
+        let found = block::find(raw, key, sequence)
             .map_err(|detail| self.corrupt(handle, &format!("entry: {detail}")))?;
         Ok(found.map(|found| FoundEntry {
             sequence: found.sequence,
             kind: found.kind,
-            value: block::value_bytes(&raw, found.value),
+            value: block::value_bytes(raw, found.value),
         }))
     }
 }
@@ -578,6 +628,16 @@ pub(crate) mod tests {
 
     /// An open table of its own file system, with one value of each key; its number is its uid.
     pub(crate) fn sample(number: FileNumber, partition: u8, keys: &[&[u8]]) -> Arc<Table> {
+        sample_with(number, partition, keys, &Arc::new(BlockCache::new(0)))
+    }
+
+    /// As [`sample`], with a cache.
+    pub(crate) fn sample_with(
+        number: FileNumber,
+        partition: u8,
+        keys: &[&[u8]],
+        cache: &Arc<BlockCache>,
+    ) -> Arc<Table> {
         let vfs = MemVfs::new(1);
         let path = Path::new("/table");
         let layout = TableLayout {
@@ -597,7 +657,7 @@ pub(crate) mod tests {
             builder.add(key, 1, Kind::Value, b"value").expect("adds");
         }
         let meta = builder.finish().expect("finishes");
-        let cache = Arc::new(BlockCache::new(0));
-        Arc::new(Table::open(&vfs, path, meta, cache, Graveyard::default()).expect("opens"))
+        let table = Table::open(&vfs, path, meta, Arc::clone(cache), Graveyard::default());
+        Arc::new(table.expect("opens"))
     }
 }

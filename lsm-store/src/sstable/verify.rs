@@ -36,7 +36,7 @@ pub(crate) fn verify_table(table: &Table) -> Result<u64> {
     let mut partition_keys = BTreeSet::new();
     for top in table.top() {
         let filter = table.filter(top.filter, false)?;
-        let mut index = BlockIter::new(table.block(top.index, BlockKind::Index, false)?);
+        let mut index = BlockIter::new(table.block(top.index, BlockKind::Index)?);
         let before = check.entries;
         let mut keys = 0;
         index.seek_to_first()?;
@@ -76,7 +76,7 @@ pub(crate) fn locate_damage(table: &Table) -> usize {
     for top in table.top() {
         found += damaged(top.filter, BlockKind::Filter);
         found += damaged(top.index, BlockKind::Index);
-        let blocks = table.block(top.index, BlockKind::Index, false).and_then(|index| {
+        let blocks = table.block(top.index, BlockKind::Index).and_then(|index| {
             let mut index = BlockIter::new(index);
             let mut handles = Vec::new();
             index.seek_to_first()?;
@@ -138,7 +138,7 @@ impl Check<'_> {
         if handle.offset != self.next_offset {
             return Err(corrupt("data blocks do not follow each other"));
         }
-        let block = self.table.block(handle, BlockKind::Data, false)?;
+        let block = self.table.block(handle, BlockKind::Data)?;
         let mut data = BlockIter::new(block.clone());
         data.seek_to_first()?;
         let mut entries = 0_u32;
