@@ -236,9 +236,10 @@ fn fill_up(mode: Mode) {
         vfs.set_capacity(None);
         survive(&vfs, mode, acked, WorkOn::ToTheEnd, &context);
     }
-    // A log that could not be appended to is finished; without one, only the manifest is appended to.
+    // A log that could not be appended to is finished; without one, only the manifest is appended to, or begun
+    // anew by the first edit of an opening.
     let [poisoned, went_on] = met;
-    assert!(poisoned > 0 && went_on > 15, "{mode:?}: {poisoned} poisoned, {went_on} went on");
+    assert!(poisoned > 0 && went_on > 10, "{mode:?}: {poisoned} poisoned, {went_on} went on");
 }
 
 #[test]

@@ -72,7 +72,8 @@ pub struct JournalOptions {
     pub preallocate: bool,
     /// The largest payload accepted, at most [`record::MAX_PAYLOAD_BYTES`].
     pub max_record_bytes: u32,
-    /// Where epochs come from: entropy in production, a seed in a simulation.
+    /// Where epochs come from, together with the number of the newest segment found: entropy in production, a
+    /// seed in a simulation.
     pub epoch_seed: u64,
     /// The oldest segment that must be there; older ones are removed at open. 0: not known, the oldest
     /// one found is the first.

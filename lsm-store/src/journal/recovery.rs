@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -190,12 +191,21 @@ pub(super) fn recover(
     epochs: &mut SplitMix64,
 ) -> Result<Recovered> {
     let tmp_dir = dir.join(TMP_DIR);
-    create_dir_durable(&**vfs, dir).context("create", dir)?;
-    create_dir_durable(&**vfs, &tmp_dir).context("create", &tmp_dir)?;
+    // A segment got its name after both directories had theirs, durably: no need to see to it again.
+    let known = has_segments(&**vfs, dir)? && vfs.exists(&tmp_dir).context("look for", &tmp_dir)?;
+    if !known {
+        create_dir_durable(&**vfs, dir).context("create", dir)?;
+        create_dir_durable(&**vfs, &tmp_dir).context("create", &tmp_dir)?;
+    }
     for path in vfs.list(&tmp_dir).context("list", &tmp_dir)? {
         vfs.unlink(&path).context("remove", &path)?;
     }
     let found = find_segments(&**vfs, dir, options)?;
+    if let Some(newest) = found.last() {
+        // Openings with one seed must not draw the same epochs.
+        let opening = SplitMix64::new(newest.header.number).next_u64();
+        *epochs = SplitMix64::new(options.epoch_seed ^ opening);
+    }
     let mut sealed_segments = VecDeque::new();
     let mut segments = BTreeMap::new();
     let mut torn = None;
@@ -263,6 +273,15 @@ pub(super) fn recover(
         copied,
     };
     Ok(Recovered { recovery, segments, sealed })
+}
+
+fn has_segments(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
+    let named = |path: &PathBuf| path.file_name().and_then(OsStr::to_str).and_then(parse_file_name);
+    match vfs.list(dir) {
+        Ok(paths) => Ok(paths.iter().any(|path| named(path).is_some())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("list", dir, error)),
+    }
 }
 
 /// Step 2: the segments there are, checked to be a chain.

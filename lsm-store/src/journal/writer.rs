@@ -369,6 +369,29 @@ impl Journal {
         self.sync()
     }
 
+    /// As [`Journal::close`], of a journal whose records are all needed no more: what stays is one segment
+    /// without records, its head as of `head`, so that there is next to nothing to read at the next opening.
+    /// `sequence` is the number of the record that would come next. Without room for it on the disk, everything stays.
+    ///
+    /// # Errors
+    /// As [`Journal::sync`].
+    pub fn close_spent(mut self, sequence: u64, head: &mut dyn FnMut(&mut Vec<u8>)) -> Result<()> {
+        self.check_alive()?;
+        let mut payload = Vec::new();
+        head(&mut payload);
+        self.check_size(payload.len() as u64)?;
+        let (end, reserved) = self.tail.as_ref().map_or((self.sealed.end, 0), |t| (t.end, t.len));
+        let spent = SEGMENT_HEADER_BYTES + record_bytes(payload.len() as u64);
+        if end <= spent && reserved <= spent {
+            return self.close();
+        }
+        self.options.preallocate = false;
+        if let Err(error) = self.begin_segment(sequence, &payload, 0) {
+            return if self.is_poisoned() { Err(error) } else { self.close() };
+        }
+        self.remove_segments_below(self.newest_segment()).map(|_removed| ())
+    }
+
     /// A reader by address, for any thread.
     pub fn reader(&self) -> JournalReader {
         JournalReader::new(Arc::clone(&self.shared))

@@ -242,10 +242,6 @@ impl ManifestFile {
         self.file.sync_data().context("sync", &self.path)
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether the edits outweigh the snapshot so far that a new manifest is due.
     pub(crate) fn should_roll(&self) -> bool {
         let edits = self.end - self.snapshot_end;
@@ -253,16 +249,46 @@ impl ManifestFile {
     }
 }
 
-/// Reads a manifest.
+/// What a manifest says, and how certain that is.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    pub(crate) state: ManifestState,
+    /// Every byte of it is durable, by promise: whoever wrote it saw it synced, and nothing was torn off.
+    pub(crate) is_settled: bool,
+    /// Whether there are edits: then it was in force when they were made.
+    pub(crate) is_edited: bool,
+}
+
+impl Contents {
+    /// Of a manifest that is still to be written.
+    pub(crate) fn unwritten(state: ManifestState) -> Self {
+        Self { state, is_settled: false, is_edited: false }
+    }
+}
+
+/// Reads the state that a manifest amounts to.
 ///
 /// # Errors
-/// `Corruption` naming file and offset; `UnknownVersion`, `WrongStore`; `Io`.
+/// As [`read_contents`].
 pub(crate) fn read(
     vfs: &dyn Vfs,
     path: &Path,
     store_id: u128,
     number: FileNumber,
 ) -> Result<ManifestState> {
+    read_contents(vfs, path, store_id, number).map(|contents| contents.state)
+}
+
+/// Reads a manifest.
+///
+/// # Errors
+/// `Corruption` naming file and offset; `UnknownVersion`, `WrongStore`; `Io`.
+pub(crate) fn read_contents(
+    vfs: &dyn Vfs,
+    path: &Path,
+    store_id: u128,
+    number: FileNumber,
+) -> Result<Contents> {
     let file = vfs.open_read(path).context("open", path)?;
     let len = file.len().context("measure", path)?;
     let mut bytes = vec![0; usize::try_from(len.min(FIRST_RECORD)).unwrap_or(0)];
@@ -279,6 +305,7 @@ pub(crate) fn read(
         digester: Digester::new(),
         parts: 0,
         complete: false,
+        is_edited: false,
     };
     while let Step::Record(found) = scanner.step()? {
         replay.record(found.offset, found.header.kind, found.payload)?;
@@ -291,7 +318,9 @@ pub(crate) fn read(
             "manifest ends before its snapshot is complete",
         ));
     }
-    Ok(replay.state)
+    // Of notes it does not matter whether they last.
+    let is_settled = tail.unpromised_records == 0 && tail.torn_to == tail.end;
+    Ok(Contents { state: replay.state, is_settled, is_edited: replay.is_edited })
 }
 
 struct Replay<'a> {
@@ -300,6 +329,7 @@ struct Replay<'a> {
     digester: Digester,
     parts: u64,
     complete: bool,
+    is_edited: bool,
 }
 
 impl Replay<'_> {
@@ -326,7 +356,10 @@ impl Replay<'_> {
                 self.complete = true;
                 Ok(())
             }
-            (KIND_EDIT, true) => self.items(offset, payload),
+            (KIND_EDIT, true) => {
+                self.is_edited = true;
+                self.items(offset, payload)
+            }
             (record::kind::SYNC_NOTE, true) => Ok(()),
             _ => Err(corrupt(format!("record of kind {kind} where none is expected"))),
         }

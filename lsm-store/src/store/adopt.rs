@@ -23,6 +23,7 @@ use crate::cache::BlockCache;
 use crate::checksum::Digester;
 use crate::error::{Error, IoContext, Result};
 use crate::manifest::current::{Listing, parse_table, table_dir, table_path};
+use crate::manifest::file::Contents;
 use crate::manifest::state::ManifestState;
 use crate::options::{Executor, Options};
 use crate::sstable::TableMeta;
@@ -386,7 +387,8 @@ impl StagedSnapshot {
                 }
                 self.link_tables(&numbers)?;
                 let state = self.new_state(&numbers, FileNumber(next))?;
-                Catalog::start(Arc::clone(&self.vfs), dir, options, executor, state, &listing)?;
+                let contents = Contents::unwritten(state);
+                Catalog::start(Arc::clone(&self.vfs), dir, options, executor, contents, &listing)?;
             }
             Err(e) => return Err(e),
         }

@@ -1,4 +1,8 @@
 //! The manifest in force and what goes with it: file numbers, table uids, commits, rolling over.
+//!
+//! A manifest is never appended to by another opening than the one that made it: unsynced bytes that a reader
+//! sees may be gone later. But a new one is written only by the first commit if the one in force is certain to
+//! stay what it is: opening a store that was closed cleanly, and reading it, writes nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +11,7 @@ use crate::checksum::{Digester, fold64};
 use crate::error::{Error, Result};
 use crate::manifest::current::{Listing, manifest_path, refuse_lost_marker, switch};
 use crate::manifest::edit::Item;
-use crate::manifest::file::{self, Header, ManifestFile};
+use crate::manifest::file::{self, Contents, Header, ManifestFile};
 use crate::manifest::state::ManifestState;
 use crate::options::{Executor, Options};
 use crate::types::FileNumber;
@@ -23,7 +27,10 @@ pub(crate) struct Catalog {
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     store_id: u128,
-    file: ManifestFile,
+    /// The manifest that is appended to; none before this opening wrote one.
+    file: Option<ManifestFile>,
+    /// The manifest in force.
+    path: PathBuf,
     state: ManifestState,
     iteration: u64,
     number: FileNumber,
@@ -41,56 +48,60 @@ impl Catalog {
         fold64(mix(self.uid_base, u64::MAX))
     }
 
-    /// The state on disk, and the iteration and manifest it came from; the state of a new store if there is none.
+    /// The state on disk, and the manifests there are; the state of a new store if there is none.
     pub(crate) fn read(
         vfs: &dyn Vfs,
         dir: &Path,
         options: &Options,
-    ) -> Result<(ManifestState, Listing)> {
+    ) -> Result<(Contents, Listing)> {
         let listing = Listing::read(vfs, dir)?;
         let Some((_, number)) = listing.current() else {
             refuse_lost_marker(vfs, dir)?;
-            return Ok((ManifestState::create(&options.partitions), listing));
+            let state = ManifestState::create(&options.partitions);
+            return Ok((Contents::unwritten(state), listing));
         };
         let path = manifest_path(dir, number);
-        let state = file::read(vfs, &path, options.store_id, number)?;
-        if let Some(mismatch) = state.partition_mismatch(&options.partitions) {
+        let contents = file::read_contents(vfs, &path, options.store_id, number)?;
+        if let Some(mismatch) = contents.state.partition_mismatch(&options.partitions) {
             return Err(Error::InvalidArgument(format!("{}: {mismatch}", path.display())));
         }
-        Ok((state, listing))
+        Ok((contents, listing))
     }
 
-    /// Writes a new manifest with `state` and puts it in force.
+    /// Goes on from what was read. Unless it is certain to last, it is written into a new manifest, which is
+    /// put in force.
     pub(crate) fn start(
         vfs: Arc<dyn Vfs>,
         dir: &Path,
         options: &Options,
         executor: Executor,
-        mut state: ManifestState,
+        contents: Contents,
         listing: &Listing,
     ) -> Result<Self> {
+        let lasts = will_last(&contents, listing);
+        let state = contents.state;
         // A manifest that a crash left behind may have a number that was never recorded as used.
         let left = listing.manifests.last().map_or(0, |n| n.0 + 1);
-        let number = FileNumber(state.next_file.0.max(left));
-        let next = FileNumber(number.0 + 1);
-        state.next_file = FileNumber(next.0 + NUMBERS_RESERVED);
-        let iteration = listing.current().map_or(0, |(iteration, _)| iteration) + 1;
-        let uid_base = uid_base(options, executor, number, state.adopted.map(|(copy, _)| copy));
-        let header = Header { store_id: options.store_id, number, epoch: epoch(uid_base, number) };
-        let file = ManifestFile::create(&*vfs, &manifest_path(dir, number), header, &state)?;
-        let leftovers = switch(&*vfs, dir, iteration, number)?;
-        Ok(Self {
+        let next = FileNumber(state.next_file.0.max(left));
+        let (iteration, number) = listing.current().unwrap_or((0, next));
+        let uid_base = uid_base(options, executor, next, state.adopted.map(|(copy, _)| copy));
+        let mut catalog = Self {
             vfs,
             dir: dir.to_path_buf(),
             store_id: options.store_id,
-            file,
+            file: None,
+            path: manifest_path(dir, number),
             state,
             iteration,
             number,
             next,
             uid_base,
-            leftovers,
-        })
+            leftovers: 0,
+        };
+        if !lasts {
+            catalog.roll()?;
+        }
+        Ok(catalog)
     }
 
     pub(crate) const fn state(&self) -> &ManifestState {
@@ -98,7 +109,7 @@ impl Catalog {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.file.path()
+        &self.path
     }
 
     pub(crate) const fn leftovers(&self) -> usize {
@@ -129,11 +140,13 @@ impl Catalog {
         applied.map_err(|detail| Error::Poisoned {
             reason: format!("invalid manifest edit: {detail}"),
         })?;
-        let appended = self.file.append(items);
-        if appended.is_err() || self.file.should_roll() {
-            return self.roll();
+        if let Some(file) = &mut self.file
+            && file.append(items).is_ok()
+            && !file.should_roll()
+        {
+            return Ok(());
         }
-        Ok(())
+        self.roll()
     }
 
     /// Writes a new manifest with the present state and puts it in force.
@@ -145,12 +158,9 @@ impl Catalog {
             FileNumber(self.state.next_file.0.max(self.next.0 + NUMBERS_RESERVED));
         let header =
             Header { store_id: self.store_id, number, epoch: epoch(self.uid_base, number) };
-        self.file = ManifestFile::create(
-            &*self.vfs,
-            &manifest_path(&self.dir, number),
-            header,
-            &self.state,
-        )?;
+        let path = manifest_path(&self.dir, number);
+        self.file = Some(ManifestFile::create(&*self.vfs, &path, header, &self.state)?);
+        self.path = path;
         self.iteration += 1;
         self.number = number;
         self.leftovers = switch(&*self.vfs, &self.dir, self.iteration, number)?;
@@ -168,13 +178,22 @@ impl Catalog {
 
     /// What the manifest on disk amounts to; for comparison with [`Catalog::state`].
     pub(crate) fn reread(&self) -> Result<ManifestState> {
-        file::read(&*self.vfs, self.file.path(), self.store_id, self.number)
+        file::read(&*self.vfs, &self.path, self.store_id, self.number)
     }
 
     /// Makes everything written durable, for a clean close.
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file.sync()
+        self.file.as_ref().map_or(Ok(()), ManifestFile::sync)
     }
+}
+
+/// Whether a manifest and its name are certain to be there after a crash, by nothing but what other openings
+/// saw synced: all of it is promised; and its marker was synced before it was edited, or before the one that
+/// it replaces was removed.
+fn will_last(contents: &Contents, listing: &Listing) -> bool {
+    let replaced = listing.current().is_some_and(|(iteration, _)| iteration > 1);
+    let alone = listing.markers.len() == 1 && listing.manifests.len() == 1;
+    contents.is_settled && alone && (replaced || contents.is_edited)
 }
 
 fn mix(base: u128, number: u64) -> u128 {
@@ -222,4 +241,30 @@ fn entropy() -> Vec<u8> {
     bytes.extend_from_slice(&since.as_nanos().to_le_bytes());
     bytes.extend_from_slice(&std::process::id().to_le_bytes());
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_lasts_if_all_of_it_and_its_name_are_proved_to_be_synced() {
+        let contents = |is_settled, is_edited| Contents {
+            is_settled,
+            is_edited,
+            ..Contents::unwritten(ManifestState::empty())
+        };
+        let listing = |iterations: &[u64], manifests: &[u64]| Listing {
+            markers: iterations.iter().map(|i| (*i, FileNumber(7))).collect(),
+            manifests: manifests.iter().copied().map(FileNumber).collect(),
+        };
+        let lasts = |contents: Contents, listing: Listing| will_last(&contents, &listing);
+        assert!(lasts(contents(true, false), listing(&[2], &[7])), "it replaced one that is gone");
+        assert!(lasts(contents(true, true), listing(&[1], &[7])), "it was in force when edited");
+        assert!(!lasts(contents(false, true), listing(&[2], &[7])), "its end is not promised");
+        assert!(!lasts(contents(true, false), listing(&[1], &[7])), "its marker may be new");
+        assert!(!lasts(contents(true, true), listing(&[1, 2], &[7])), "there is another marker");
+        assert!(!lasts(contents(true, true), listing(&[2], &[6, 7])), "there is another manifest");
+        assert!(!lasts(contents(true, true), listing(&[], &[])), "there is none");
+    }
 }

@@ -1,19 +1,22 @@
 //! Opening a store.
 //!
-//! 1. Directories exist and are durable; the lock is taken, for as long as the store is open.
+//! 1. Directories exist and are durable, which a marker in them proves; the lock is taken, for as long as the
+//!    store is open.
 //! 2. The marker with the highest iteration names the manifest; its snapshot and edits give the state.
 //!    Without a marker the store is new, unless there are tables: then somebody lost the marker.
 //!    A state behind the position that the caller expects is refused: it is intact, but not of now.
 //! 3. Every table of the state is opened: length, footer, properties and top block must be what the
 //!    manifest says. One that is missing or damaged stands in its place as such (see `damage`), unless that
 //!    is to refuse the open, or the manifest is what is wrong.
-//! 4. A new manifest with the state is written and put in force: recovery never appends to an old one.
+//! 4. A new manifest with the state is written and put in force: recovery never appends to an old one. It waits
+//!    until the first commit if the old one is certain to last, see `catalog`.
 //! 5. Tables that nothing refers to are removed: only names the store would give, with numbers that the
 //!    manifest says were given out.
 //!
 //! A crash at any step leaves the old manifest or the new one in force, and both say the same.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,7 +27,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::cache::BlockCache;
 use crate::compaction::claims::Claims;
 use crate::error::{Error, IoContext, Result};
-use crate::manifest::current::{lock_path, manifest_path, parse_table, table_dir};
+use crate::manifest::current::{Listing, lock_path, manifest_path, parse_table, table_dir};
 use crate::manifest::version::Version;
 use crate::memtable::MemSet;
 use crate::options::{Executor, Options};
@@ -54,11 +57,16 @@ pub(crate) fn open(
     if let Some(problem) = options.problem() {
         return Err(Error::InvalidArgument(problem));
     }
-    create_dir_durable(&*vfs, dir).context("create", dir)?;
     let tables_in = table_dir(dir);
-    create_dir_durable(&*vfs, &tables_in).context("create", &tables_in)?;
+    let known =
+        has_marker(&*vfs, dir)? && vfs.exists(&tables_in).context("look for", &tables_in)?;
+    if !known {
+        create_dir_durable(&*vfs, dir).context("create", dir)?;
+        create_dir_durable(&*vfs, &tables_in).context("create", &tables_in)?;
+    }
     let dir_lock = lock(&*vfs, dir)?;
-    let (state, listing) = Catalog::read(&*vfs, dir, &options)?;
+    let (contents, listing) = Catalog::read(&*vfs, dir, &options)?;
+    let state = &contents.state;
     let manifest =
         listing.current().map_or_else(|| dir.to_path_buf(), |(_, n)| manifest_path(dir, n));
     let (reached, expected) = (state.position.index, options.expect_position_at_least);
@@ -78,10 +86,10 @@ pub(crate) fn open(
     let mut orphans = vfs.list(&tables_in).context("list", &tables_in)?;
     orphans.retain(|path| parse_table(path).is_some_and(|n| !state.tables.contains_key(&n)));
     let shared = (&cache, &graveyard, &reports);
-    let tables = open_tables(&*vfs, dir, &options, &manifest, &state, &orphans, shared)?;
+    let tables = open_tables(&*vfs, dir, &options, &manifest, state, &orphans, shared)?;
     let tables: BTreeMap<_, _> = tables.into_iter().map(|t| (t.meta().number, t)).collect();
     let given_out = state.next_file;
-    let catalog = Catalog::start(Arc::clone(&vfs), dir, &options, executor, state, &listing)?;
+    let catalog = Catalog::start(Arc::clone(&vfs), dir, &options, executor, contents, &listing)?;
     let state = catalog.state();
     let version = Arc::new(Version::build(state, &tables, catalog.path())?);
     let mut left = catalog.leftovers() as u64;
@@ -155,11 +163,20 @@ pub(crate) fn open(
     Ok(inner)
 }
 
+/// Whether a manifest was ever put in force: then the directories were durable before.
+fn has_marker(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
+    match Listing::read(vfs, dir) {
+        Ok(listing) => Ok(listing.current().is_some()),
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 pub(crate) fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn VfsLock>> {
     let path = lock_path(dir);
     let content = format!("pid {}\n", std::process::id());
     vfs.lock(&path, content.as_bytes()).map_err(|source| {
-        if source.kind() == std::io::ErrorKind::WouldBlock {
+        if source.kind() == ErrorKind::WouldBlock {
             Error::Locked { path: path.clone() }
         } else {
             Error::io("lock", &path, source)

@@ -12,6 +12,7 @@ use crate::checksum;
 use crate::error::{IoContext, Result};
 use crate::manifest::current::{manifest_path, table_path};
 use crate::manifest::edit::{Item, PlacedTable};
+use crate::manifest::file::Contents;
 use crate::manifest::state::ManifestState;
 use crate::options::Options;
 use crate::sstable::TableMeta;
@@ -62,7 +63,7 @@ impl Store {
         to: &Path,
     ) -> Result<Salvaged> {
         let _lock = lock(&*vfs, dir)?;
-        let (state, listing) = Catalog::read(&*vfs, dir, options)?;
+        let (Contents { state, .. }, listing) = Catalog::read(&*vfs, dir, options)?;
         let manifest =
             listing.current().map_or_else(|| dir.to_path_buf(), |(_, n)| manifest_path(dir, n));
         let (cache, graveyard) = (Arc::new(BlockCache::new(0)), Graveyard::default());

@@ -10,7 +10,8 @@
 //!   buffered batch waits for a sync only if a batch before it in the log wants one that is not done.
 //! * The first failure of the log poisons the store, before anybody is woken. What is refused before the log
 //!   was touched (no room in memory, no space for a new segment) can be tried again.
-//! * A segment is removed when everything in it is in tables. The head of a segment says how many batches
+//! * A segment is removed when everything in it is in tables; closing the store then, too, leaves only an empty
+//!   one. The head of a segment says how many batches
 //!   came before, so a missing piece of the log is noticed. All partitions are frozen together, so a cold
 //!   one pins nothing; a log above [`Options::wal_max_bytes`](crate::Options::wal_max_bytes) freezes them.
 //!
@@ -242,8 +243,11 @@ impl Stages for Commit<'_> {
 
     fn apply(&self, mut logged: Logged, items: Batches<'_>) -> Results {
         if items.iter().any(|item| matches!(item, Work::Close)) {
-            let journal = self.wal.log.lock().journal.take();
-            if let Some(Err(error)) = journal.map(Journal::close) {
+            let mut log = self.wal.log.lock();
+            let (last, journal) = (log.last, log.journal.take());
+            drop(log);
+            let closed = journal.map_or(Ok(()), |journal| self.close(journal, last));
+            if let Err(error) = closed {
                 self.fail(&mut logged, error);
             }
         }
@@ -328,6 +332,14 @@ impl Commit<'_> {
         journal.write_out().inspect_err(|error| self.store.inner().poison(error))?;
         logged.last = log.last;
         Ok(())
+    }
+
+    /// Ends the log; of batches that are all in tables nothing stays.
+    fn close(&self, journal: Journal, last: u64) -> Result<()> {
+        if self.store.durable_index() < last {
+            return journal.close();
+        }
+        journal.close_spent(last + 1, &mut |head| head.extend_from_slice(&last.to_le_bytes()))
     }
 
     fn poison_with(&self, journal: &Journal, error: &Error) {
