@@ -7,8 +7,13 @@
 //! neither targets nor debt swing when it drains.
 //!
 //! Order of choice: the level with the highest score (level 0 by the depth of its overlaps, others by size
-//! over target; tables that a job has already do not count), then tables whose garbage is worth a
+//! over target; tables that a job has already do not count; level 0 before all others once it is twice as deep as its
+//! trigger, because writers stop at its depth and at no other level's size), then tables whose garbage is worth a
 //! rewrite, then tables dense with deletes, which make scans slow, then stale rests at the bottom.
+//!
+//! A job restricts itself to a column of level 0: the tables that are deepest at one key, with all that is older
+//! below them. Where the deepest column is held by another job or by damage, the next one is taken; what piles up
+//! over damage merges within level 0, so that its depth grows with the logarithm of what is written there.
 //!
 //! Invariants of every pick:
 //! 1. For each table it takes, it takes everything older that overlaps it above or in the output level:
@@ -18,12 +23,14 @@
 
 use crate::compaction::claims::{Claim, Claims};
 use crate::compaction::cut::GRANDPARENTS_MAX;
-use crate::compaction::shape::{Shape, TableInfo, deepest, overlapping};
+use crate::compaction::shape::{Shape, TableInfo, columns, overlapping};
 use crate::options::LEVELS;
 use crate::types::FileNumber;
 
 /// Scores are in thousandths: at this one a level is due.
 const SCORE_DUE: u64 = 1000;
+/// From this one on level 0 is due before all others, and not to be held up by damage.
+const SCORE_URGENT: u64 = 2 * SCORE_DUE;
 
 /// Runs count half: many that do not overlap slow down scans, but not lookups.
 const RUNS_PER_DEPTH: usize = 2;
@@ -114,7 +121,7 @@ pub(crate) fn targets(sizes: &[u64; LEVELS], options: &PickOptions) -> (usize, [
 
 /// How deep level 0 is: the most of its tables that overlap at one key; many runs side by side count, too.
 pub(crate) fn depth<'a>(tables: impl Iterator<Item = (&'a [u8], &'a [u8])>, runs: usize) -> usize {
-    deepest(tables).0.max(runs / RUNS_PER_DEPTH)
+    columns(tables).first().map_or(0, |(depth, _)| *depth).max(runs / RUNS_PER_DEPTH)
 }
 
 /// Bytes that jobs would have to write until nothing is due: of level 0 once, and of the excess of each
@@ -144,14 +151,14 @@ pub(crate) fn pick(
         .map(|level| (score(free[level], targets[level]), level))
         .filter(|(score, _)| *score > SCORE_DUE)
         .collect();
-    let (level0, column) = picker.level0_score();
+    let (level0, columns) = picker.level0_score();
     if level0 >= SCORE_DUE {
-        due.push((level0, 0));
+        due.push((if level0 >= SCORE_URGENT { u64::MAX } else { level0 }, 0));
     }
     due.sort_unstable_by_key(|(score, level)| (std::cmp::Reverse(*score), *level));
     due.into_iter()
         .find_map(|(_, level)| match level {
-            0 => picker.level0_job(base, column),
+            0 => picker.level0_job(base, &columns),
             _ => picker.level_job(level),
         })
         .or_else(|| picker.garbage_job())
@@ -234,16 +241,21 @@ impl<'s, 'a> Picker<'s, 'a> {
         !table.quarantined && !self.claims.holds(table.number)
     }
 
-    /// How urgent level 0 is, and a key where it is deepest.
-    fn level0_score(&self) -> (u64, Option<&'a [u8]>) {
+    /// How urgent level 0 is, and where: depths and keys, the deepest first.
+    fn level0_score(&self) -> (u64, Vec<(usize, &'a [u8])>) {
         let free = |run: &'s crate::compaction::shape::RunInfo<'a>| {
             run.tables.iter().filter(|t| self.free(t))
         };
         let ranges = self.shape.runs.iter().flat_map(free).map(|t| (t.smallest, t.largest));
-        let (depth, column) = deepest(ranges);
+        let columns = columns(ranges);
+        let depth = columns.first().map_or(0, |(depth, _)| *depth);
         let runs = self.shape.runs.iter().filter(|run| free(run).next().is_some()).count();
         let depth = depth.max(runs / RUNS_PER_DEPTH);
-        (score(depth as u64, self.options.l0_trigger as u64), column)
+        (self.depth_score(depth), columns)
+    }
+
+    fn depth_score(&self, depth: usize) -> u64 {
+        score(depth as u64, self.options.l0_trigger as u64)
     }
 
     /// The tables of level 0 that have to go together, if those over `smallest` to `largest` go: under each
@@ -271,26 +283,46 @@ impl<'s, 'a> Picker<'s, 'a> {
             .then(|| inputs.into_pick(output_level, method))
     }
 
-    /// A column of level 0 into the base level, or, if that is blocked or would rewrite far more of the
-    /// base level than it brings, neighbouring runs into one.
-    fn level0_job(&self, base: usize, column: Option<&'a [u8]>) -> Option<Pick> {
-        let column = column?;
-        let mut inputs = self.level0_closure(column, column);
-        let brought = inputs.bytes();
-        let (smallest, largest) = (inputs.smallest, inputs.largest);
-        inputs.take(base, self.shape.overlapping(base, smallest, largest));
-        let dragged = inputs.bytes() - brought;
-        if brought.saturating_mul(self.options.level_ratio) < dragged
-            && let Some(intra) = self.intra_level0_job()
-        {
-            return Some(intra);
+    /// A column of level 0 into the base level: the deepest that nothing is in the way of. Neighbouring runs into
+    /// one if there is none, if it would rewrite far more of the base level than it brings, or if damage is in the
+    /// way of a deeper one that has become urgent.
+    fn level0_job(&self, base: usize, columns: &[(usize, &'a [u8])]) -> Option<Pick> {
+        let within = self.options.table_bytes.saturating_mul(INTRA_TABLES_MAX);
+        let mut most = within;
+        for (nth, (depth, column)) in columns.iter().enumerate() {
+            if nth > 0 && self.depth_score(*depth) < SCORE_DUE {
+                break;
+            }
+            let mut inputs = self.level0_closure(column, column);
+            let brought = inputs.bytes();
+            let (smallest, largest) = (inputs.smallest, inputs.largest);
+            inputs.take(base, self.shape.overlapping(base, smallest, largest));
+            let dragged = inputs.bytes() - brought;
+            if inputs.tables().any(|t| t.quarantined) {
+                // Nothing above it goes down before it is repaired: however large it gets, it is one run then.
+                most = u64::MAX;
+                if self.depth_score(*depth) >= SCORE_URGENT
+                    && let Some(intra) = self.intra_level0_job(most)
+                {
+                    return Some(intra);
+                }
+                continue;
+            }
+            if brought.saturating_mul(self.options.level_ratio) < dragged
+                && let Some(intra) = self.intra_level0_job(within)
+            {
+                return Some(intra);
+            }
+            let method = if self.may_move(&inputs, 0, base) { Method::Move } else { Method::Merge };
+            if let Some(pick) = self.settle(inputs, base, method) {
+                return Some(pick);
+            }
         }
-        let method = if self.may_move(&inputs, 0, base) { Method::Move } else { Method::Merge };
-        self.settle(inputs, base, method).or_else(|| self.intra_level0_job())
+        self.intra_level0_job(most)
     }
 
-    /// The newest runs that no job has, of similar size, as many as are worth it.
-    fn intra_level0_job(&self) -> Option<Pick> {
+    /// The newest runs that no job has, of similar size, as many as are worth it, of `most` bytes at most.
+    fn intra_level0_job(&self, most: u64) -> Option<Pick> {
         let mut inputs: Option<Inputs<'s, 'a>> = None;
         let (mut bytes, mut runs) = (0_u64, 0);
         let mut epoch = 0;
@@ -303,10 +335,7 @@ impl<'s, 'a> Picker<'s, 'a> {
                 }
                 break;
             }
-            if runs > 0
-                && (size > bytes.saturating_mul(INTRA_GROWTH)
-                    || bytes + size > self.options.table_bytes.saturating_mul(INTRA_TABLES_MAX))
-            {
+            if runs > 0 && (size > bytes.saturating_mul(INTRA_GROWTH) || bytes + size > most) {
                 break;
             }
             let Some(first) = run.tables.first() else { continue };
@@ -578,6 +607,47 @@ mod tests {
         let l6 = vec![table(1, 900, "a", "c"), damaged, table(3, 910, "m", "n")];
         let pick = pick_of(&shape(vec![], [(5, l5), (6, l6)])).expect("due");
         assert_eq!(numbers(&pick), [(5, vec![11]), (6, vec![1])], "the next best");
+    }
+
+    #[test]
+    fn level_0_goes_first_once_it_is_twice_as_deep_as_its_trigger() {
+        let l5 = vec![table(11, 500, "a", "f")];
+        let l6 = vec![table(1, 1000, "m", "n")];
+        let deep = |runs: u64| {
+            let runs = (20..20 + runs).map(|n| vec![table(n, 500, "a", "c")]).collect();
+            pick_of(&shape(runs, [(5, l5.clone()), (6, l6.clone())])).expect("due").inputs[0].0
+        };
+        assert_eq!((deep(7), deep(8)), (5, 0), "500 bytes where 100 are the target, then level 0");
+    }
+
+    #[test]
+    fn where_a_column_is_held_or_damaged_the_next_one_goes() {
+        let mut runs: Vec<_> = (0..5).map(|n| vec![table(20 + n, 500, "a", "c")]).collect();
+        for (n, run) in (0..4).zip(&mut runs) {
+            run.push(table(30 + n, 500, "x", "z"));
+        }
+        let l6 = vec![table(1, 50, "a", "c"), table(2, 50, "x", "z")];
+        let mut shape = shape(runs, [(6, l6)]);
+        let first = pick_of(&shape).expect("five deep at a");
+        assert_eq!(numbers(&first)[0], (0, vec![20, 21, 22, 23, 24]), "the deepest");
+        let next = vec![(0, vec![30, 31, 32, 33]), (6, vec![2])];
+        let mut claims = Claims::default();
+        claims.take(first.claim(0));
+        let second = pick(&shape, &OPTIONS, 0, &claims).expect("four deep at x");
+        assert_eq!(numbers(&second), next, "beside the first");
+        shape.runs[4].tables[0].quarantined = true;
+        assert_eq!(numbers(&pick_of(&shape).expect("due")), next, "damage in level 0");
+        shape.runs[4].tables[0].quarantined = false;
+        shape.levels[6][0].quarantined = true;
+        assert_eq!(numbers(&pick_of(&shape).expect("due")), next, "damage below it");
+    }
+
+    #[test]
+    fn what_piles_up_over_damage_merges_within_level_0_however_large_it_is() {
+        let mut runs: Vec<_> = (0..4).map(|n| vec![table(20 + n, 500, "a", "c")]).collect();
+        runs.push(vec![TableInfo { quarantined: true, ..table(24, 500, "a", "c") }]);
+        let pick = pick_of(&shape(runs, [(6, vec![table(1, 50, "a", "c")])])).expect("due");
+        assert_eq!(numbers(&pick), [(0, vec![20, 21, 22, 23])], "2000 bytes: twenty tables");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What is known of a partition's tables when a job is chosen: sizes and bounds, nothing of their files.
 
+use std::cmp::Reverse;
+
 use crate::options::LEVELS;
 use crate::types::FileNumber;
 
@@ -74,10 +76,11 @@ pub(crate) fn overlapping<'s, 'a>(
     tables.get(from..to.max(from)).unwrap_or_default()
 }
 
-/// The most ranges that share a point, and the least such point. Ranges include both their ends.
-pub(crate) fn deepest<'a>(
+/// Points that more ranges share than any point nearby, and how many do: the deepest first, of equals the least
+/// point. Ranges include both their ends.
+pub(crate) fn columns<'a>(
     ranges: impl Iterator<Item = (&'a [u8], &'a [u8])>,
-) -> (usize, Option<&'a [u8]>) {
+) -> Vec<(usize, &'a [u8])> {
     let mut ends: Vec<(&[u8], bool)> = Vec::new();
     for (smallest, largest) in ranges {
         ends.push((smallest, false));
@@ -85,18 +88,19 @@ pub(crate) fn deepest<'a>(
     }
     // Of ends at one point, ranges begin there before others end there.
     ends.sort_unstable();
-    let (mut open, mut most, mut at) = (0_usize, 0, None);
+    let mut columns = Vec::new();
+    let (mut open, mut last) = (0_usize, None);
     for (key, closes) in ends {
         if closes {
+            columns.extend(last.take().map(|at| (open, at)));
             open = open.saturating_sub(1);
         } else {
             open += 1;
-            if open > most {
-                (most, at) = (open, Some(key));
-            }
+            last = Some(key);
         }
     }
-    (most, at)
+    columns.sort_by_key(|(depth, _)| Reverse(*depth));
+    columns
 }
 
 #[cfg(test)]
@@ -105,11 +109,12 @@ mod tests {
 
     #[test]
     fn depth_counts_ranges_that_share_a_point_not_ranges() {
-        let depth = |ranges: &[(&'static [u8], &'static [u8])]| deepest(ranges.iter().copied());
-        assert_eq!(depth(&[]), (0, None), "none");
-        assert_eq!(depth(&[(b"a", b"c"), (b"d", b"f"), (b"g", b"h")]).0, 1, "side by side");
-        assert_eq!(depth(&[(b"a", b"c"), (b"c", b"f")]), (2, Some(&b"c"[..])), "both have c");
+        let of = |ranges: &[(&'static [u8], &'static [u8])]| columns(ranges.iter().copied());
+        assert_eq!(of(&[]), [], "none");
+        let beside = of(&[(b"a", b"c"), (b"g", b"h"), (b"d", b"f")]);
+        assert_eq!(beside, [(1, &b"a"[..]), (1, b"d"), (1, b"g")], "side by side");
+        assert_eq!(of(&[(b"a", b"c"), (b"c", b"f")]), [(2, &b"c"[..])], "both have c");
         let nested = [(&b"a"[..], &b"z"[..]), (b"b", b"d"), (b"c", b"c"), (b"x", b"y")];
-        assert_eq!(depth(&nested), (3, Some(&b"c"[..])), "one in another");
+        assert_eq!(of(&nested), [(3, &b"c"[..]), (2, b"x")], "one in another");
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::compaction::claims::{ClaimId, Claims};
 use crate::compaction::gc::{Fate, KeyFate};
 use crate::compaction::manual::{self, KeyRange, Manual};
-use crate::compaction::picker::{Method, Pick, PickOptions, pick};
+use crate::compaction::picker::{Method, Pick, PickOptions, depth, pick};
 use crate::compaction::shape::{RunInfo, Shape, TableInfo};
 use crate::internal_key::Kind;
 use crate::options::LEVELS;
@@ -41,6 +41,8 @@ struct World {
     rng: SplitMix64,
     options: PickOptions,
     tables: BTreeMap<FileNumber, SimTable>,
+    /// No job may take them.
+    damaged: BTreeSet<FileNumber>,
     claims: Claims,
     running: Vec<Running>,
     next_number: u64,
@@ -63,6 +65,7 @@ impl World {
             rng,
             options,
             tables: BTreeMap::new(),
+            damaged: BTreeSet::new(),
             claims: Claims::default(),
             running: Vec::new(),
             next_number: 1,
@@ -96,7 +99,7 @@ impl World {
                 deletes,
                 garbage,
                 dense: deletes * 2 > t.entries.len() as u64,
-                quarantined: false,
+                quarantined: self.damaged.contains(n),
             }
         };
         let mut runs: BTreeMap<u64, RunInfo<'_>> = BTreeMap::new();
@@ -155,6 +158,7 @@ impl World {
     fn start(&mut self, pick: Pick) {
         let claim = self.claims.take(pick.claim(0));
         let inputs: BTreeSet<FileNumber> = pick.tables().collect();
+        assert!(self.damaged.is_disjoint(&inputs), "damage is read: {pick:?}");
         let oldest = inputs.iter().map(|n| self.tables[n].epoch).min();
         let older = |(number, t): &(&FileNumber, &SimTable)| {
             let older_run = pick.output_level == 0 && t.level == 0 && Some(t.epoch) < oldest;
@@ -325,6 +329,33 @@ fn picking_ends_and_leaves_nothing_due() {
             assert!(runs <= 2 * world.options.l0_trigger + 1, "{runs} runs left");
         }
     });
+}
+
+#[test]
+fn damage_stays_where_it_is_and_level_0_stays_small() {
+    let done = each_seed(|world| {
+        (0..4).for_each(|_| world.flush());
+        if world.rng.chance(1, 2) {
+            world.settle(2);
+        }
+        let present: Vec<_> = world.tables.keys().copied().collect();
+        for _ in 0..=world.rng.below(2) {
+            let at = usize::try_from(world.rng.below(present.len() as u64)).expect("small");
+            world.damaged.insert(present[at]);
+        }
+        let (mut most, trigger) = (0, world.options.l0_trigger);
+        for _ in 0..300 {
+            world.flush();
+            world.settle(2);
+            most = most.max(world.shape(|shape| {
+                let tables = shape.runs.iter().flat_map(|run| &run.tables);
+                depth(tables.map(|t| (t.smallest, t.largest)), shape.runs.len())
+            }));
+        }
+        assert!(most <= 2 * trigger + 8, "{most} deep with a trigger of {trigger}");
+        assert!(world.damaged.iter().all(|n| world.tables.contains_key(n)), "still there");
+    });
+    assert!(seeds().len() < 2 || done.contains_key("within level 0"), "{done:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! A table reports every block that is not what was written there, whoever reads it. What becomes of the
 //! reports is the store's business; here they are only kept, once each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -83,6 +83,11 @@ impl DamageReports {
 
     pub(crate) fn is_damaged(&self, table: FileNumber) -> bool {
         self.known.lock().range((table, 0)..=(table, u64::MAX)).next().is_some()
+    }
+
+    /// All tables that something was reported of.
+    pub(crate) fn tables(&self) -> BTreeSet<FileNumber> {
+        self.known.lock().keys().map(|(table, _)| *table).collect()
     }
 
     /// The place was read again, and is recorded as damaged.

@@ -166,30 +166,14 @@ impl Inner {
     /// The shape of a partition for the picker.
     fn shape<'l>(&self, id: u8, levels: &'l Levels) -> Shape<'l> {
         let bound = self.bound(usize::from(id));
+        let damaged = self.reports.tables();
         let infos = |tables: &'l Tables| -> Vec<TableInfo<'l>> {
-            tables.iter().map(|table| self.table_info(table, bound)).collect()
+            tables.iter().map(|table| table_info(table, bound, &damaged)).collect()
         };
         let run = |run: &'l SortedRun| RunInfo { epoch: run.epoch, tables: infos(&run.tables) };
         Shape {
             runs: levels.runs.iter().map(run).collect(),
             levels: levels.levels.iter().map(infos).collect(),
-        }
-    }
-
-    /// What the picker knows of a table; what is at or below `bound` and hidden may be dropped.
-    fn table_info<'l>(&self, table: &'l Table, bound: u64) -> TableInfo<'l> {
-        let (meta, properties) = (table.meta(), table.properties());
-        let dense = properties.tombstone_dense_blocks.saturating_mul(DENSE_DIVISOR);
-        TableInfo {
-            number: meta.number,
-            bytes: meta.len,
-            smallest: &meta.smallest.user_key,
-            largest: &meta.largest.user_key,
-            entries: meta.entries,
-            deletes: meta.deletes,
-            garbage: meta.garbage_at(bound),
-            dense: dense > 0 && dense >= properties.data_blocks,
-            quarantined: self.is_quarantined(meta.number),
         }
     }
 
@@ -418,6 +402,23 @@ impl Store {
             self.compact(PartitionId(id), Bound::Unbounded, Bound::Unbounded)?;
         }
         Ok(())
+    }
+}
+
+/// What the picker knows of a table; what is at or below `bound` and hidden may be dropped.
+fn table_info<'l>(table: &'l Table, bound: u64, damaged: &BTreeSet<FileNumber>) -> TableInfo<'l> {
+    let (meta, properties) = (table.meta(), table.properties());
+    let dense = properties.tombstone_dense_blocks.saturating_mul(DENSE_DIVISOR);
+    TableInfo {
+        number: meta.number,
+        bytes: meta.len,
+        smallest: &meta.smallest.user_key,
+        largest: &meta.largest.user_key,
+        entries: meta.entries,
+        deletes: meta.deletes,
+        garbage: meta.garbage_at(bound),
+        dense: dense > 0 && dense >= properties.data_blocks,
+        quarantined: damaged.contains(&meta.number),
     }
 }
 
