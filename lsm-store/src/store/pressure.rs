@@ -139,8 +139,10 @@ pub(crate) struct Backlog {
 }
 
 /// Writers are being delayed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Delays {
+    /// Who waits now: the end is told after that.
+    waiting: usize,
     count: u64,
     waited: Duration,
 }
@@ -276,10 +278,10 @@ impl Inner {
         let Delay { now, until, cause } = delay;
         let mut delays = self.backlog.delays.lock();
         let first = delays.is_none();
-        delays.get_or_insert(Delays { count: 0, waited: Duration::ZERO });
+        delays.get_or_insert_default().waiting += 1;
+        self.backlog.delaying.store(true, Ordering::Relaxed);
         drop(delays);
         if first {
-            self.backlog.delaying.store(true, Ordering::Relaxed);
             self.options.events.emit(|| Event::DelaysBegan { cause });
         }
         match cause {
@@ -301,9 +303,11 @@ impl Inner {
         let waited = now.elapsed();
         self.counters.delay_micros.of(cause).record_time(Some(waited));
         if let Some(delays) = self.backlog.delays.lock().as_mut() {
+            delays.waiting -= 1;
             delays.count += 1;
             delays.waited += waited;
         }
+        self.tell_end_of_delays();
         ended
     }
 
@@ -314,9 +318,11 @@ impl Inner {
         {
             return;
         }
-        let ended = self.backlog.delays.lock().take();
-        self.backlog.delaying.store(false, Ordering::Relaxed);
-        if let Some(Delays { count, waited }) = ended {
+        let mut delays = self.backlog.delays.lock();
+        let ended = delays.take_if(|delays| delays.waiting == 0);
+        self.backlog.delaying.store(delays.is_some(), Ordering::Relaxed);
+        drop(delays);
+        if let Some(Delays { count, waited, .. }) = ended {
             self.options.events.emit(|| Event::DelaysEnded { delays: count, waited });
         }
     }
