@@ -113,6 +113,12 @@ pub struct Options {
     pub expect_position_at_least: u64,
     /// With [`Executor::Threads`], bytes of tables read per second in search of damage; 0: none.
     pub scrub_bytes_per_second: u64,
+    /// With [`Executor::Threads`], bytes per second of replaced files that are removed; 0: as fast as it goes, and so
+    /// while space is short. What is left is removed when the store is closed.
+    pub deletion_rate: u64,
+    /// With [`Mode::Wal`] and [`Executor::Threads`]: memtables are flushed when nothing was written for this long, or
+    /// up to twice as long, so that a restart has little to replay. Zero: never.
+    pub idle_flush: Duration,
     /// Longest wait of [`Store::begin_run`](crate::Store::begin_run) for background work before it gives up with
     /// [`Error::Stalled`](crate::Error::Stalled).
     pub stall_max: Duration,
@@ -150,6 +156,8 @@ impl Options {
             refuse_damaged: false,
             expect_position_at_least: 0,
             scrub_bytes_per_second: MIB as u64,
+            deletion_rate: 256 * MIB as u64,
+            idle_flush: Duration::from_secs(30),
             stall_max: Duration::from_secs(30),
             events: EventSink::default(),
         }

@@ -208,3 +208,33 @@ fn a_writer_is_delayed_before_it_would_have_to_stop_and_beginning_and_end_are_to
         assert_eq!(metrics.stalls, 0, "{mode:?}: {metrics:?}");
     }
 }
+
+fn table_files(vfs: &MemVfs) -> usize {
+    vfs.files().iter().filter(|path| path.extension().is_some_and(|e| e == "sst")).count()
+}
+
+#[test]
+fn replaced_files_are_removed_at_a_pace_and_all_of_them_at_the_end() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, Options { deletion_rate: 1, ..options() }, Executor::Threads);
+    fill(&store, 1, 3000);
+    store.compact_all().expect("compacts");
+    let metrics = store.metrics();
+    assert!(metrics.obsolete_files > 1, "a byte per second: {metrics:?}");
+    store.clone().close().expect("closes");
+    let metrics = store.metrics();
+    let tables: usize = metrics.partitions[0].levels.iter().map(|level| level.tables).sum();
+    assert_eq!((metrics.obsolete_files, table_files(&vfs)), (0, tables), "all gone");
+}
+
+#[test]
+fn what_nobody_adds_to_is_flushed_and_its_log_is_short() {
+    let vfs = MemVfs::new(1);
+    let idle_flush = Duration::from_millis(5);
+    let store = open(&vfs, Options { mode: Mode::Wal, idle_flush, ..options() }, Executor::Threads);
+    let mut batch = WriteBatch::new();
+    batch.put(DATA, b"key", b"value").expect("small");
+    store.write(batch, Durability::Sync).expect("writes");
+    until("an idle flush", || store.durable_position().index == 1);
+    assert!(store.metrics().idle_flushes > 0, "by itself");
+}

@@ -39,9 +39,9 @@ pub(crate) struct FoundEntry {
     pub(crate) value: Bytes,
 }
 
-/// Files to unlink: those of tables that left the version and lost their last reader. Bounded by the
+/// Files to unlink and their sizes: those of tables that left the version and lost their last reader. Bounded by the
 /// number of tables; emptied by the background work.
-pub(crate) type Graveyard = Arc<Mutex<Vec<PathBuf>>>;
+pub(crate) type Graveyard = Arc<Mutex<Vec<(PathBuf, u64)>>>;
 
 /// The data block that a lookup ended in, for the next one.
 #[derive(Debug, Default)]
@@ -594,7 +594,7 @@ impl Drop for Table {
     fn drop(&mut self) {
         self.cache.release(self.held_bytes.load(Ordering::Relaxed));
         if self.obsolete.load(Ordering::Acquire) {
-            self.graveyard.lock().push(self.path.to_path_buf());
+            self.graveyard.lock().push((self.path.to_path_buf(), self.meta.len));
         }
     }
 }

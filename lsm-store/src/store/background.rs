@@ -1,4 +1,4 @@
-//! The threads that flush, compact and look for damage, each woken by a bell that holds one ring: what is to be done is
+//! The threads that flush, compact, clean up and look for damage, each woken by a bell that holds one ring: what is to be done is
 //! in the store, not in messages, so any number of rings is one.
 
 use std::path::Path;
@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use crate::error::{Error, Result};
 use crate::store::inner::{Bells, Inner};
-use crate::store::scrub;
+use crate::store::{janitor, scrub};
 
 /// Wait after a failed job, doubled by each further failure up to the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -21,6 +21,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub(crate) struct Ears {
     flush: Receiver<()>,
     compaction: Receiver<()>,
+    janitor: Receiver<()>,
     care: Receiver<()>,
 }
 
@@ -28,9 +29,11 @@ pub(crate) struct Ears {
 pub(crate) fn bells() -> (Bells, Ears) {
     let (flush, flush_ear) = bounded(1);
     let (compaction, compaction_ear) = bounded(1);
+    let (janitor, janitor_ear) = bounded(1);
     let (care, care_ear) = bounded(1);
-    let ears = Ears { flush: flush_ear, compaction: compaction_ear, care: care_ear };
-    (Bells { flush, compaction, care }, ears)
+    let ears =
+        Ears { flush: flush_ear, compaction: compaction_ear, janitor: janitor_ear, care: care_ear };
+    (Bells { flush, compaction, janitor, care }, ears)
 }
 
 /// Starts the threads.
@@ -40,6 +43,7 @@ pub(crate) fn bells() -> (Bells, Ears) {
 pub(crate) fn start(inner: &Arc<Inner>, ears: Ears) -> Result<Vec<JoinHandle<()>>> {
     let mut works: Vec<(&str, Receiver<()>, Work)> = vec![
         ("lsm-flush", ears.flush, |inner, bell| listen(inner, bell, Inner::flush_once)),
+        ("lsm-janitor", ears.janitor, janitor::tend),
         ("lsm-care", ears.care, scrub::tend),
     ];
     let compact: Work = |inner, bell| listen(inner, bell, Inner::compact_once);
@@ -71,6 +75,7 @@ pub(crate) fn stop(inner: &Inner, threads: Vec<JoinHandle<()>>) -> bool {
     inner.ring_flush();
     inner.ring_compaction();
     inner.ring_care();
+    inner.bury();
     let mut sound = true;
     for thread in threads {
         sound &= thread.join().is_ok();

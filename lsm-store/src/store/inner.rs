@@ -131,6 +131,8 @@ impl State {
 pub(crate) struct Bells {
     pub(crate) flush: Sender<()>,
     pub(crate) compaction: Sender<()>,
+    /// Of the thread that unlinks files.
+    pub(crate) janitor: Sender<()>,
     /// Of the thread that records damage and scrubs.
     pub(crate) care: Sender<()>,
 }
@@ -348,18 +350,29 @@ impl Inner {
         self.backlog.set_tables(l0_depth(version), debt);
     }
 
-    /// Unlinks the files of tables that nobody uses any more. What cannot be unlinked is counted and
-    /// removed by the next open.
+    /// Has the files of tables unlinked that nobody uses any more: by the thread that does it at a pace, if there is.
     pub(crate) fn bury(&self) {
-        let paths = std::mem::take(&mut *self.graveyard.lock());
-        for path in paths {
-            match self.vfs.unlink(&path) {
-                Ok(()) => self.counters.tables_removed.add(1),
-                // A table that was damaged by losing its file.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(_left) => self.counters.files_left.add(1),
-            }
+        match &self.bells {
+            Some(bells) => ring(&bells.janitor),
+            None => self.bury_all(),
         }
+    }
+
+    /// Unlinks all of them.
+    pub(crate) fn bury_all(&self) {
+        while self.bury_one().is_some() {}
+    }
+
+    /// Unlinks one of them and returns its size. What cannot be unlinked is counted and removed by the next open.
+    pub(crate) fn bury_one(&self) -> Option<u64> {
+        let (path, bytes) = self.graveyard.lock().pop()?;
+        match self.vfs.unlink(&path) {
+            Ok(()) => self.counters.tables_removed.add(1),
+            // A table that was damaged by losing its file.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(_left) => self.counters.files_left.add(1),
+        }
+        Some(bytes)
     }
 
     /// Removes outputs of a job that failed, as far as that works.

@@ -82,6 +82,7 @@ pub(crate) struct Counters {
     pub(crate) merges_refused: Counter,
     pub(crate) scrub_bytes: Counter,
     pub(crate) scrub_passes: Counter,
+    pub(crate) idle_flushes: Counter,
     pub(crate) tables_removed: Counter,
     pub(crate) files_left: Counter,
 }
@@ -171,6 +172,10 @@ pub struct Metrics {
     pub scrub_bytes: u64,
     /// Times all tables were read in search of damage.
     pub scrub_passes: u64,
+    /// Flushes because nothing was written for a while.
+    pub idle_flushes: u64,
+    /// Files of replaced tables that are to be removed, see [`Options::deletion_rate`](crate::Options::deletion_rate).
+    pub obsolete_files: usize,
     /// Files of replaced tables that were removed.
     pub tables_removed: u64,
     /// Files that could not be removed; the next open tries again.
@@ -236,6 +241,8 @@ impl Inner {
             scrub_bytes: c.scrub_bytes.get(),
             scrub_passes: c.scrub_passes.get(),
             free_space_bytes: self.space.free(),
+            idle_flushes: c.idle_flushes.get(),
+            obsolete_files: self.graveyard.lock().len(),
             tables_removed: c.tables_removed.get(),
             files_left: c.files_left.get(),
             job_failures,

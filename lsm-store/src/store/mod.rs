@@ -22,6 +22,7 @@ mod export;
 mod ingest;
 mod inner;
 mod iter;
+mod janitor;
 mod jobs;
 mod metrics;
 mod pacing;
@@ -94,7 +95,7 @@ impl Handle {
         let threads = std::mem::take(&mut *self.threads.lock());
         let sound = background::stop(&self.inner, threads);
         self.inner.drop_paused();
-        self.inner.bury();
+        self.inner.bury_all();
         let lock = self.inner.dir_lock.lock().take();
         drop(lock);
         sound

@@ -66,7 +66,7 @@ impl Space {
     }
 
     /// Whether merges are restricted.
-    fn is_low(&self) -> bool {
+    pub(crate) fn is_low(&self) -> bool {
         self.free.load(Ordering::Relaxed) < self.reserve
     }
 
