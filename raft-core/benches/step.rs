@@ -64,7 +64,9 @@ impl Leader {
                         | Message::AppendReject { .. }
                         | Message::VoteReply { .. }
                         | Message::ReadIndex { .. }
-                        | Message::ReadIndexReply { .. } => continue,
+                        | Message::ReadIndexReply { .. }
+                        | Message::TimeoutNow { .. }
+                        | Message::Removed { .. } => continue,
                     };
                     let mut term = term;
                     if matches!(answer, Message::VoteReply { kind: VoteKind::Pre, .. }) {
@@ -78,6 +80,7 @@ impl Leader {
                 | Effect::Reply { .. }
                 | Effect::Role(_)
                 | Effect::MembershipEffective(_)
+                | Effect::Removed { .. }
                 | Effect::Fatal(_) => {}
             }
         }

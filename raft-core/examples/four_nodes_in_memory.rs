@@ -72,6 +72,7 @@ impl Cluster {
                     | Effect::Reply { .. }
                     | Effect::Role(_)
                     | Effect::MembershipEffective(_)
+                    | Effect::Removed { .. }
                     | Effect::Fatal(_) => {}
                 }
             }

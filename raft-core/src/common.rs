@@ -38,6 +38,8 @@ pub(crate) struct Common {
     /// The next write has to cut the log here first.
     truncate_from: Option<LogIndex>,
     pub(crate) commit: LogIndex,
+    /// Where the committed membership stands that removed this node, once it knows.
+    pub(crate) removed: Option<LogIndex>,
     pub(crate) apply: Apply,
     pub(crate) unapplied: Unapplied,
     /// Proposals appended here and not yet handed to the state machine, by their last index.
@@ -75,6 +77,7 @@ impl Common {
             truncate_from: None,
             // What is applied was committed, whatever the hint remembers.
             commit: recovered.commit_hint.max(recovered.applied),
+            removed: None,
             apply: Apply::new(recovered.applied),
             unapplied: Unapplied::new(
                 recovered.applied.next(),
@@ -102,6 +105,18 @@ impl Common {
     /// The membership in force.
     pub(crate) fn membership(&self) -> &Arc<Membership> {
         self.log.membership().1
+    }
+
+    /// Where the committed membership stands that removed `id`, if one did. Ids are never given
+    /// twice, so no later one can bring it back.
+    pub(crate) fn removed_at(&self, id: NodeId) -> Option<LogIndex> {
+        let (at, membership) = self.log.membership_at(self.commit)?;
+        membership.is_removed(id).then_some(at)
+    }
+
+    /// This node was removed by the committed membership at `at`.
+    pub(crate) fn note_removal(&mut self, at: LogIndex) {
+        self.removed.get_or_insert(at);
     }
 
     /// A random time from `low` up to, not including, `high`.

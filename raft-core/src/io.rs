@@ -7,8 +7,8 @@ use alloc::{sync::Arc, vec::Vec};
 use bytes::Bytes;
 
 use crate::{
-    Ballot, Entry, Envelope, FetchId, LogIndex, LogPos, Membership, NodeId, PersistSeq, Term,
-    Ticket,
+    Ballot, ChangeError, Entry, Envelope, FetchId, LogIndex, LogPos, Membership, MembershipChange,
+    NodeId, PersistSeq, Term, Ticket,
 };
 
 /// Everything the core learns. Each is given to [`Raft::step`](crate::Raft::step) with the time.
@@ -27,6 +27,22 @@ pub enum Input {
     Read {
         /// The caller's name for the question.
         ticket: Ticket,
+    },
+    /// Change the membership: at once into the log, if this node leads and nothing speaks against it.
+    /// A joint membership is left by the core itself.
+    ChangeMembership {
+        /// The caller's name for it.
+        ticket: Ticket,
+        /// What shall become of which nodes.
+        change: MembershipChange,
+    },
+    /// Hand leadership to another voter. Until that has happened or was given up, after one
+    /// shortest election timeout, proposals and changes are refused.
+    TransferLeader {
+        /// The caller's name for it.
+        ticket: Ticket,
+        /// To whom; `None` lets the core choose whoever has most of the log.
+        to: Option<NodeId>,
     },
     /// Time has moved; the core compares it with its own deadlines.
     Timer,
@@ -113,7 +129,7 @@ pub enum Effect {
         /// The read index.
         index: LogIndex,
     },
-    /// What became of a proposal or a read.
+    /// What became of a proposal, a read, a change or a transfer.
     Reply {
         /// From the input.
         ticket: Ticket,
@@ -124,6 +140,12 @@ pub enum Effect {
     Role(RoleChange),
     /// This membership is in force now.
     MembershipEffective(Arc<Membership>),
+    /// This node was removed from the cluster by the committed membership at `at`, for good: it
+    /// votes for others if asked, but never stands for election. It may be stopped. Told once a boot.
+    Removed {
+        /// Where that membership stands in the log.
+        at: LogIndex,
+    },
     /// The node has to stop: a peer or the disk showed something that cannot be.
     Fatal(FatalError),
 }
@@ -185,9 +207,10 @@ impl<'a> IntoIterator for &'a Effects {
     }
 }
 
-/// What became of a proposal or a read.
+/// What became of a proposal, a read, a change of the membership or a transfer.
 ///
-/// Every ticket gets exactly one final outcome. Of a read that is [`Effect::ReadReady`] or
+/// Every ticket gets exactly one final outcome. Of a change or a transfer it is one of `Done`,
+/// `Rejected` and `Unknown`. Of a read that is [`Effect::ReadReady`] or
 /// `Rejected`. Of a proposal it is `Rejected`, or, after `Appended`, either `Unknown` or the
 /// [`Effect::Apply`] that holds its last entry with the same term: a leader that loses its place
 /// reports `Unknown` just for the tickets whose last entry it does not know to be committed, and
@@ -207,9 +230,13 @@ pub enum Outcome {
     Rejected(Reject),
     /// It was appended, then leadership was lost: it may still commit.
     Unknown,
+    /// Of a change: the membership asked for is committed and in force, and no longer joint. Of a
+    /// transfer: the other node was told to stand for election, and this one has given up its place
+    /// since, mostly to that node's later term.
+    Done,
 }
 
-/// Why a proposal or a read was not taken.
+/// Why a proposal, a read, a change or a transfer was not taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reject {
     /// This node does not lead.
@@ -225,6 +252,35 @@ pub enum Reject {
     NoQuorum,
     /// The node has halted.
     Halted,
+    /// Leadership is being handed over: ask again in a moment, perhaps there.
+    Transferring {
+        /// To whom.
+        to: NodeId,
+    },
+    /// The membership cannot be changed so, or not now.
+    Change(ChangeError),
+    /// Leadership was not handed over.
+    Transfer(TransferError),
+}
+
+/// Why leadership was not handed over. This node led before and after, unless its place was lost otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The node does not vote, so it cannot lead.
+    #[error("node {0} is no voter")]
+    NotVoter(NodeId),
+    /// The node has not answered within the shortest election timeout.
+    #[error("node {0} does not answer")]
+    Silent(NodeId),
+    /// No other voter has answered within the shortest election timeout.
+    #[error("no other voter answers")]
+    NoTarget,
+    /// The node did not get the log, or did not win its election, within one shortest election timeout.
+    #[error("node {0} did not take over in time")]
+    TimedOut(NodeId),
+    /// Leadership was lost before the node was told to take over.
+    #[error("leadership was lost before it could be handed to node {0}")]
+    Interrupted(NodeId),
 }
 
 /// A node's part in the protocol.

@@ -9,10 +9,12 @@
 //! ```text
 //!              Input                                   Effect
 //!  messages ────────►┌──────────────────────────┐────────► Persist ──► log, fsync ──► Persisted
-//!  Propose, Read ───►│  Raft                     │────────► Send    ──► network
+//!  Propose, Read,    │  Raft                     │
+//!  ChangeMembership, │                           │────────► Send    ──► network
+//!  TransferLeader ──►│                           │
 //!  Timer ───────────►│   step · step · … · flush │────────► Apply   ──► state machine ──► Applied
 //!  Persisted,        │   deadline                │────────► FetchLog ──► log reader ──► Fetched
-//!  Applied, Fetched ►└──────────────────────────┘────────► ReadReady, Reply, Role, Fatal
+//!  Applied, Fetched ►└──────────────────────────┘────────► ReadReady, Reply, Role, Removed, Fatal
 //! ```
 //!
 //! # The contract of whoever drives it
@@ -41,9 +43,24 @@
 //! bounded by [`Config`]. No message of a peer makes it panic; a message that proves lost or forked
 //! data halts it ([`Effect::Fatal`]).
 //!
+//! # The life of a member
+//!
+//! A new node starts with [`Recovered::joining`]: it follows whoever leads it and never stands for
+//! election. It is added as a learner under an id above every one ever given, and promoted once it
+//! keeps up; [`ChangeError`] says what is missing. Any set of nodes changes at once
+//! ([`MembershipChange`]), in force from its append on; if the voters change, the way leads through
+//! a joint membership that the core leaves by itself. [`Outcome::Done`] comes when the last step is
+//! committed. A leader that loses its vote so hands over to another voter and steps down. Who is
+//! removed is told ([`Effect::Removed`]) by the leader, or when it next asks for a vote, and may be
+//! stopped; its id is never given again.
+//!
+//! With two voters one can leave only while both answer: until the change is committed, the old
+//! majority needs both. If the one that leaves dies in between, nobody leads until it is back.
+//!
 //! # Left out
 //!
-//! The log only grows; the membership is taken from the log, but there is no command to change it.
+//! The log only grows: it is not cut, and a node that lags far behind gets all of it, not a snapshot.
+//! There are no reads by lease. A node that lost a part of its log must not be started.
 //!
 //! # Example
 //!
@@ -102,6 +119,7 @@ extern crate alloc;
 extern crate std;
 
 mod apply;
+mod change;
 pub mod codec;
 mod common;
 mod config;
@@ -120,10 +138,11 @@ mod types;
 mod unapplied;
 mod writer;
 
+pub use change::{ChangeError, MembershipChange, NodeChange};
 pub use config::{Config, ConfigError};
 pub use io::{
     Effect, Effects, FatalError, FetchFailed, FetchFor, Input, Outcome, Reject, RoleChange,
-    RoleKind, WriteOp,
+    RoleKind, TransferError, WriteOp,
 };
 pub use membership::{Membership, MembershipError, NodeInfo, Voters};
 pub use message::{Envelope, Message, VoteKind};

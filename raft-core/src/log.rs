@@ -15,8 +15,8 @@
 //! Invariants
 //! 1. Indexes are consecutive from `base + 1` to `last`; terms never fall.
 //! 2. The entries in memory are a suffix of the log, without gaps.
-//! 3. `memberships` holds the one in force at `base` and every one in the log after it, in order;
-//!    the last is in force, committed or not (Raft §6).
+//! 3. `memberships` holds the one in force at `base`, unless this node joined with an empty log, and
+//!    every one in the log after it, in order; the last is in force, committed or not (Raft §6).
 
 use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 
@@ -58,6 +58,8 @@ pub(crate) struct Log {
     /// Of `blocks` and `fresh`, with overhead.
     tail_bytes: usize,
     memberships: Vec<(LogIndex, Arc<Membership>)>,
+    /// What is in force while `memberships` is empty.
+    unknown: Arc<Membership>,
 }
 
 impl Log {
@@ -71,6 +73,7 @@ impl Log {
             fresh_bytes: 0,
             tail_bytes: 0,
             memberships: recovered.memberships.clone(),
+            unknown: Arc::new(Membership::unknown()),
         }
     }
 
@@ -109,8 +112,22 @@ impl Log {
 
     /// The membership in force and the index that brought it.
     pub(crate) fn membership(&self) -> (LogIndex, &Arc<Membership>) {
-        let (at, membership) = self.memberships.last().expect("the one at `base` is never removed");
-        (*at, membership)
+        match self.memberships.last() {
+            Some((at, membership)) => (*at, membership),
+            None => (LogIndex(0), &self.unknown),
+        }
+    }
+
+    /// The membership that was in force at `index`, and every later one.
+    pub(crate) fn memberships_from(&self, index: LogIndex) -> &[(LogIndex, Arc<Membership>)] {
+        let later = self.memberships.partition_point(|(at, _)| *at <= index);
+        &self.memberships[later.saturating_sub(1)..]
+    }
+
+    /// The membership that was in force at `index` and where it stands, if it is known.
+    pub(crate) fn membership_at(&self, index: LogIndex) -> Option<(LogIndex, &Arc<Membership>)> {
+        let (at, membership) = self.memberships_from(index).first()?;
+        (*at <= index).then_some((*at, membership))
     }
 
     /// Appends one entry of this node's own term.
@@ -166,9 +183,8 @@ impl Log {
         while self.runs.last().is_some_and(|run| run.index >= from) {
             self.runs.pop();
         }
-        while self.memberships.len() > 1
-            && self.memberships.last().is_some_and(|(at, _)| *at >= from)
-        {
+        // Any number of them (Raft §6): by then the one at `base` is the last that can stay.
+        while self.memberships.last().is_some_and(|(at, _)| *at >= from) {
             self.memberships.pop();
         }
         let term = self.runs.last().map_or(self.base.term, |run| run.term);

@@ -5,6 +5,7 @@ use alloc::{
     string::String,
     vec::Vec,
 };
+use core::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
@@ -66,7 +67,7 @@ pub enum MembershipError {
 }
 
 /// Who belongs to the cluster. Checked at construction: no empty half, voters and learners disjoint,
-/// every member listed with its addresses.
+/// every member listed with its addresses. How it changes is in `change.rs`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Membership {
     voters: Voters,
@@ -85,6 +86,19 @@ impl Membership {
         let highest_id = *nodes.keys().next_back().ok_or(MembershipError::NoVoters)?;
         let voters = Voters::Uniform(nodes.keys().copied().collect());
         Self::from_parts(voters, BTreeSet::new(), BTreeSet::new(), nodes, highest_id)
+    }
+
+    /// What a node knows that joins a cluster and has not received its log: no members. No quorum
+    /// of it exists, so nothing is ever decided by it. It is in no log, and cannot be decoded.
+    #[must_use]
+    pub const fn unknown() -> Self {
+        Self {
+            voters: Voters::Uniform(BTreeSet::new()),
+            learners: BTreeSet::new(),
+            demote_on_leave: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            highest_id: NodeId(NonZeroU64::MIN),
+        }
     }
 
     /// A membership from its parts, checked.
@@ -158,7 +172,8 @@ impl Membership {
             }
             values.sort_unstable();
             let majority = values.len() / 2 + 1;
-            values[values.len() - majority]
+            // Without voters there is no majority: the membership is unknown.
+            values.len().checked_sub(majority).map_or(T::default(), |at| values[at])
         };
         match &self.voters {
             Voters::Uniform(voters) => of_majority(voters),
@@ -171,6 +186,19 @@ impl Membership {
     pub fn is_voter(&self, id: NodeId) -> bool {
         let (first, second) = self.voters.halves();
         first.contains(&id) || second.is_some_and(|set| set.contains(&id))
+    }
+
+    /// Whether a change is under way: there are two sets of voters.
+    #[must_use]
+    pub const fn is_joint(&self) -> bool {
+        matches!(self.voters, Voters::Joint { .. })
+    }
+
+    /// Whether `id` was a member and is gone for good: it is below the highest id ever given, and
+    /// ids are never given twice.
+    #[must_use]
+    pub fn is_removed(&self, id: NodeId) -> bool {
+        !self.nodes.is_empty() && id <= self.highest_id && !self.contains(id)
     }
 
     /// Whether `id` is a member, voter or learner.

@@ -92,6 +92,16 @@ pub enum Message {
         /// Serve once this index is applied.
         index: LogIndex,
     },
+    /// Leader to follower: stand for election at once (thesis §3.10). Its log is equal to the leader's.
+    TimeoutNow {
+        /// The last position in the leader's log.
+        at: LogPos,
+    },
+    /// To a node that is no member any more: it was removed for good, and may stop.
+    Removed {
+        /// A committed membership without it stands here in the log.
+        at: LogIndex,
+    },
 }
 
 /// Why a vote is asked for.
@@ -101,4 +111,7 @@ pub enum VoteKind {
     Pre,
     /// A vote in a real election.
     Real,
+    /// A vote in a real election that the leader itself asked for, so that it may be given although
+    /// a leader is heard (thesis §4.2.3).
+    Transfer,
 }

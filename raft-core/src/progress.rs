@@ -19,6 +19,7 @@
 //! Invariant: `matched < next`, and everything in the window lies between them.
 
 use alloc::{collections::VecDeque, sync::Arc};
+use core::time::Duration;
 
 use crate::{Entry, FetchId, FlowKind, LogIndex, Micros, NodeId, PeerStatus, ProbeId, ReadSeq};
 
@@ -36,7 +37,26 @@ pub(crate) struct Progress {
     pub(crate) acked_read: ReadSeq,
     pub(crate) flow: Flow,
     pub(crate) fetch: Fetch,
+    /// It has answered in this term.
+    heard: bool,
+    catch_up: CatchUp,
 }
+
+/// How well the peer keeps up (thesis §4.2.1). A round ends when the peer has everything that was
+/// in the log when the round began. A learner that ends one round after the other within an
+/// election timeout would not hold up commits for longer than that as a voter; the measure is a
+/// time and not a number of entries, so it means the same at any load.
+#[derive(Clone, Copy, Debug)]
+struct CatchUp {
+    /// The round ends when the peer has this.
+    upto: LogIndex,
+    began: Micros,
+    /// So many rounds in a row were short.
+    short_rounds: u8,
+}
+
+/// Short rounds in a row after which a peer has caught up.
+const CAUGHT_UP_ROUNDS: u8 = 3;
 
 /// How entries are sent.
 #[derive(Debug)]
@@ -109,6 +129,37 @@ impl Progress {
             acked_read: ReadSeq(0),
             flow: Flow::Probe(Probe { next, awaited: None, bare: false }),
             fetch: Fetch::Idle,
+            heard: false,
+            catch_up: CatchUp { upto: next.prev(), began: now, short_rounds: 0 },
+        }
+    }
+
+    /// The peer answered a message sent at `echo`.
+    pub(crate) fn on_answer(&mut self, echo: Micros, read: ReadSeq) {
+        self.heard = true;
+        self.answered_at = self.answered_at.max(echo);
+        self.acked_read = self.acked_read.max(read);
+    }
+
+    /// Whether the peer has answered something sent in the last `span`.
+    pub(crate) fn is_heard(&self, now: Micros, span: Duration) -> bool {
+        self.heard && self.answered_at.after(span) >= now
+    }
+
+    /// Whether the peer has lately had everything within `span` of its being appended.
+    pub(crate) fn is_caught_up(&self, now: Micros, span: Duration) -> bool {
+        self.catch_up.short_rounds >= CAUGHT_UP_ROUNDS
+            && self.catch_up.began.after(span) >= now
+            && self.is_heard(now, span)
+    }
+
+    /// The peer has more of the log, which ends at `last`; a short round takes less than `span`.
+    pub(crate) fn measure(&mut self, last: LogIndex, now: Micros, span: Duration) {
+        let CatchUp { upto, began, short_rounds } = self.catch_up;
+        if self.matched >= upto {
+            let short = began.after(span) >= now;
+            let short_rounds = if short { short_rounds.saturating_add(1) } else { 0 };
+            self.catch_up = CatchUp { upto: last, began: now, short_rounds };
         }
     }
 
@@ -186,6 +237,7 @@ impl Progress {
         };
         self.flow = Flow::Probe(Probe { next, awaited: Some((None, now)), bare: true });
         self.sent_commit = LogIndex(0);
+        self.catch_up.short_rounds = 0;
     }
 
     /// The entries of request `id` came, or not.
@@ -197,7 +249,7 @@ impl Progress {
         }
     }
 
-    pub(crate) fn status(&self) -> PeerStatus {
+    pub(crate) fn status(&self, now: Micros, span: Duration) -> PeerStatus {
         let (flow, inflight_messages, inflight_bytes) = match &self.flow {
             Flow::Probe(_) => (FlowKind::Probe, 0, 0),
             Flow::Replicate(window) => {
@@ -212,6 +264,7 @@ impl Progress {
             inflight_messages,
             inflight_bytes,
             answered_at: self.answered_at,
+            is_caught_up: self.is_caught_up(now, span),
         }
     }
 

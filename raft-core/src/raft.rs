@@ -31,6 +31,7 @@ pub struct Raft {
     forgiven: bool,
     shown: RoleChange,
     shown_membership: Arc<Membership>,
+    removal_shown: bool,
 }
 
 impl Raft {
@@ -61,6 +62,7 @@ impl Raft {
             forgiven: false,
             shown,
             shown_membership,
+            removal_shown: false,
         };
         raft.promised = raft.deadline();
         Ok(raft)
@@ -77,13 +79,23 @@ impl Raft {
             Input::Message(envelope) => self.on_message(envelope),
             Input::Propose { ticket, commands } => match &mut self.role {
                 Role::Leader(leader) => leader.on_propose(&mut self.common, ticket, commands),
-                Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) => {
-                    let hint = self.leader();
-                    self.common.reject(ticket, Reject::NotLeader { hint });
+                Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {
+                    self.refuse_unled(ticket);
                 }
-                Role::Halted => self.common.reject(ticket, Reject::Halted),
             },
             Input::Read { ticket } => self.on_read(ticket),
+            Input::ChangeMembership { ticket, change } => match &mut self.role {
+                Role::Leader(leader) => leader.on_change(&mut self.common, ticket, &change),
+                Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {
+                    self.refuse_unled(ticket);
+                }
+            },
+            Input::TransferLeader { ticket, to } => match &mut self.role {
+                Role::Leader(leader) => leader.on_transfer(&mut self.common, ticket, to),
+                Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {
+                    self.refuse_unled(ticket);
+                }
+            },
             Input::Timer => self.on_timer(),
             Input::Persisted { upto } => {
                 self.common.writer.persisted(upto);
@@ -109,8 +121,9 @@ impl Raft {
     pub fn flush(&mut self, now: Micros, out: &mut Effects) {
         self.common.now = self.common.now.max(now);
         if !matches!(self.role, Role::Halted) {
-            self.common.log.seal();
+            // A leader may append the second step of a change, so the log is sealed after it.
             self.advance_leader();
+            self.common.log.seal();
             self.common.flush_write(out);
             match &mut self.role {
                 Role::Leader(leader) => leader.flush(&mut self.common, out),
@@ -147,9 +160,11 @@ impl Raft {
     pub fn status(&self) -> Status<'_> {
         let common = &self.common;
         let (membership_at, membership) = common.log.membership();
+        let (now, span) = (common.now, common.config.election_min);
         let (peers, waiting_reads) = match &self.role {
             Role::Leader(leader) => {
-                (leader.peers().iter().map(|peer| peer.status()).collect(), leader.waiting_reads())
+                let peers = leader.peers.iter().map(|peer| peer.status(now, span));
+                (peers.collect(), leader.waiting_reads())
             }
             Role::Follower(follower) => (alloc::vec::Vec::new(), follower.waiting_reads()),
             Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {
@@ -169,6 +184,13 @@ impl Raft {
             applied: common.apply.applied,
             membership,
             membership_at,
+            removed_at: common.removed,
+            transferring_to: match &self.role {
+                Role::Leader(leader) => leader.transferring_to(),
+                Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {
+                    None
+                }
+            },
             unapplied_bytes: common.unapplied.bytes(),
             tail_bytes: common.log.tail_bytes(),
             waiting_reads,
@@ -251,6 +273,12 @@ impl Raft {
                     follower.on_read_index(&mut self.common, id, index);
                 }
             }
+            Message::TimeoutNow { at } => {
+                if current {
+                    self.on_timeout_now(from, at);
+                }
+            }
+            Message::Removed { at } => self.on_removed(at),
         }
     }
 
@@ -274,14 +302,14 @@ impl Raft {
         let late = now > self.promised.after(half_timeout);
         let forgive = late && !self.forgiven;
         self.forgiven = late;
+        let may_stand = self.may_stand();
         match &mut self.role {
             Role::Follower(follower) => {
                 follower.expire_reads(&mut self.common);
                 if follower.election_at > now {
                     return;
                 }
-                let is_voter = self.common.membership().is_voter(self.common.id);
-                if forgive || !is_voter {
+                if forgive || !may_stand {
                     follower.restart_timeout(now);
                 } else {
                     self.start_pre_election();
@@ -291,7 +319,7 @@ impl Raft {
             Role::Candidate(real) if real.retry_at <= now => self.start_pre_election(),
             Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {}
             Role::Leader(leader) => {
-                if leader.on_timer(&self.common, forgive) {
+                if leader.on_timer(&mut self.common, forgive) {
                     self.step_down_without_quorum();
                 }
             }
@@ -325,6 +353,17 @@ impl Raft {
         self.common.apply.on_fetched(id, entries, retry);
     }
 
+    /// Refuses what only a leader can do.
+    fn refuse_unled(&mut self, ticket: Ticket) {
+        let why = match &self.role {
+            Role::Halted => Reject::Halted,
+            Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) | Role::Leader(_) => {
+                Reject::NotLeader { hint: self.leader() }
+            }
+        };
+        self.common.reject(ticket, why);
+    }
+
     /// Reports what changed for the whole node since the last flush.
     fn flush_changes(&mut self, out: &mut Effects) {
         let now =
@@ -337,6 +376,18 @@ impl Raft {
         if !Arc::ptr_eq(membership, &self.shown_membership) {
             self.shown_membership = Arc::clone(membership);
             out.push(Effect::MembershipEffective(Arc::clone(membership)));
+        }
+        if !membership.contains(self.common.id)
+            && !matches!(self.role, Role::Leader(_))
+            && let Some(at) = self.common.removed_at(self.common.id)
+        {
+            self.common.note_removal(at);
+        }
+        if let Some(at) = self.common.removed
+            && !self.removal_shown
+        {
+            self.removal_shown = true;
+            out.push(Effect::Removed { at });
         }
         if let Some(error) = self.fatal.take() {
             out.push(Effect::Fatal(error));

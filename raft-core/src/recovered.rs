@@ -2,7 +2,7 @@
 
 use alloc::{sync::Arc, vec::Vec};
 
-use crate::{Ballot, ConfigError, LogIndex, LogPos, Membership};
+use crate::{Ballot, ConfigError, LogIndex, LogPos, Membership, Term};
 
 /// What was found on disk. All of it is durable.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,7 +22,8 @@ pub struct Recovered {
     /// The encoded bytes of the entries above `applied` ([`codec::encoded_len`](crate::codec::encoded_len)).
     pub unapplied_bytes: usize,
     /// The memberships with the index of the entry that brought each, rising: the first is the one
-    /// in force at `base`, the others stand in the log after it.
+    /// in force at `base`, the others stand in the log after it. May be empty in a log that begins at
+    /// index 1: the node joins, and follows without ever standing for election until it received one.
     pub memberships: Vec<(LogIndex, Arc<Membership>)>,
 }
 
@@ -39,6 +40,21 @@ impl Recovered {
             applied: LogIndex(0),
             unapplied_bytes: 0,
             memberships: Vec::from([(LogIndex(0), membership)]),
+        }
+    }
+
+    /// A new node that joins a cluster: an empty log, and no membership until one is received.
+    #[must_use]
+    pub const fn joining() -> Self {
+        Self {
+            ballot: Ballot { term: Term(0), voted_for: None },
+            base: LogPos { term: Term(0), index: LogIndex(0) },
+            terms: Vec::new(),
+            last: LogPos { term: Term(0), index: LogIndex(0) },
+            commit_hint: LogIndex(0),
+            applied: LogIndex(0),
+            unapplied_bytes: 0,
+            memberships: Vec::new(),
         }
     }
 
@@ -72,16 +88,14 @@ impl Recovered {
         if !first_covered || previous.term != last.term {
             return Err(StartError::TermRuns { run: previous });
         }
-        let Some((first, _)) = self.memberships.first() else {
+        // Who joined has none at the base of its log, which is then the beginning of all.
+        let at_base = self.memberships.partition_point(|(at, _)| *at <= base.index);
+        if at_base == 0 && base.index > LogIndex(0) {
             return Err(StartError::NoMembership);
-        };
+        }
         let rising = self.memberships.is_sorted_by(|(a, _), (b, _)| a < b);
-        let in_log = self
-            .memberships
-            .iter()
-            .skip(1)
-            .all(|(at, _)| (base.index.next()..=last.index).contains(at));
-        if *first > base.index || !rising || !in_log {
+        let in_log = self.memberships.iter().all(|(at, _)| *at <= last.index);
+        if at_base > 1 || !rising || !in_log {
             return Err(StartError::Memberships);
         }
         Ok(())
@@ -132,8 +146,8 @@ pub enum StartError {
         /// The run that does not fit.
         run: LogPos,
     },
-    /// There is no membership.
-    #[error("no membership was found")]
+    /// There is no membership, though the log begins after one.
+    #[error("no membership was found at the base of the log")]
     NoMembership,
     /// The memberships do not rise or are not in the log.
     #[error("the memberships do not fit the log")]

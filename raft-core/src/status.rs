@@ -27,6 +27,10 @@ pub struct Status<'a> {
     pub membership: &'a Membership,
     /// The index of the entry that brought it.
     pub membership_at: LogIndex,
+    /// Where the committed membership stands that removed this node, if one did.
+    pub removed_at: Option<LogIndex>,
+    /// Whom a leader is handing its place to.
+    pub transferring_to: Option<NodeId>,
     /// Encoded bytes of entries above `applied`; may be rounded up.
     pub unapplied_bytes: usize,
     /// Bytes of entries in memory.
@@ -60,6 +64,8 @@ pub struct PeerStatus {
     pub inflight_bytes: usize,
     /// When the last message it answered was sent.
     pub answered_at: Micros,
+    /// Whether it has kept up with the log lately, so that it could be promoted.
+    pub is_caught_up: bool,
 }
 
 /// How entries are sent to a peer.

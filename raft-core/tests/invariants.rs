@@ -1,5 +1,5 @@
 //! Random schedules of small clusters: messages lost, repeated and reordered, nodes cut off, disks
-//! slow, crashes that lose unfinished writes, restarts. The checks look after every flush; at the
+//! slow, crashes that lose unfinished writes, restarts, changes of the membership, transfers. The checks look after every flush; at the
 //! end everything heals, and the cluster must come to rest with one leader and equal logs.
 //!
 //! `SEED=n` runs just that seed, `SEEDS=n` as many as asked for.
@@ -12,7 +12,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use raft_core::{Config, Input, Membership, Micros, NodeId, NodeInfo, Voters};
+use raft_core::{
+    Config, Input, Membership, MembershipChange, Micros, NodeChange, NodeId, NodeInfo, Voters,
+};
 use rand_pcg::{Pcg32, rand_core::Rng as _};
 
 use crate::cluster::{Cluster, Tally, node_id, voters};
@@ -66,6 +68,37 @@ fn small_config(draw: &mut Draw) -> Config {
     }
 }
 
+/// A change that a leader with `membership` may be asked for; mostly a possible one.
+fn any_change(draw: &mut Draw, membership: &Membership) -> MembershipChange {
+    let of = |draw: &mut Draw, ids: Vec<NodeId>| {
+        let at = draw.below(ids.len());
+        ids.get(at).copied().unwrap_or(node_id(1))
+    };
+    let (old, new) = match membership.voters() {
+        Voters::Uniform(voters) => (voters, voters),
+        Voters::Joint { old, new } => (old, new),
+    };
+    let voters: Vec<NodeId> = old.union(new).copied().collect();
+    let learners: Vec<NodeId> = membership.learners().iter().copied().collect();
+    let mut changes = Vec::new();
+    for _ in 0..1 + draw.below(2) {
+        let voter = of(draw, voters.clone());
+        let learner = of(draw, learners.clone());
+        changes.push(match draw.below(8) {
+            0 | 1 => NodeChange::AddLearner {
+                id: node_id(membership.highest_id().get() + 1),
+                info: NodeInfo::default(),
+            },
+            2 | 3 => NodeChange::Promote(learner),
+            4 => NodeChange::Demote(voter),
+            5 => NodeChange::Remove(voter),
+            6 => NodeChange::Remove(learner),
+            _ => NodeChange::Replace { remove: voter, promote: learner },
+        });
+    }
+    MembershipChange(changes)
+}
+
 /// Runs one schedule and returns a fingerprint of everything emitted, and what was met.
 fn run(seed: u64) -> (u64, Tally) {
     let mut draw = Draw(Pcg32::new(seed, 7));
@@ -74,7 +107,9 @@ fn run(seed: u64) -> (u64, Tally) {
     let config = small_config(&mut draw);
     let mut cluster = Cluster::new(membership, &config, seed);
     cluster.keep_journal = true;
-    let ids = cluster.ids();
+    let mut ids = cluster.ids();
+    // Some clusters change often, some never.
+    let changes = [0, 1, 2, 8][draw.below(4)];
     let loss = 4 + draw.below(60);
     let crashes = 50 + draw.below(1_000);
     let disks = 1 + draw.below(4);
@@ -153,6 +188,32 @@ fn run(seed: u64) -> (u64, Tally) {
                     }
                 }
             }
+            15 if changes > 0 && draw.one_in(changes) => {
+                for leader in cluster.leaders() {
+                    if draw.one_in(5) {
+                        let to = (!draw.one_in(2)).then_some(id);
+                        cluster.transfer(leader, to);
+                        continue;
+                    }
+                    let membership = cluster.status(leader).membership.clone();
+                    let mut change = any_change(&mut draw, &membership);
+                    // Mostly one that the membership alone does not speak against.
+                    for _ in 0..4 {
+                        if membership.changed_by(&change).is_err() {
+                            change = any_change(&mut draw, &membership);
+                        }
+                    }
+                    let is_new = |it: &NodeChange| matches!(it, NodeChange::AddLearner { .. });
+                    if cluster.nodes.len() >= 9 {
+                        change.0.retain(|it| !is_new(it));
+                    }
+                    let highest = membership.highest_id().get();
+                    if change.0.iter().any(is_new) && cluster.nodes.len() as u64 == highest {
+                        ids.push(cluster.join());
+                    }
+                    cluster.change(leader, change);
+                }
+            }
             14 if draw.one_in(10) => {
                 let other = ids[draw.below(ids.len())];
                 if cluster.is_up(id) {
@@ -212,13 +273,17 @@ fn heal(cluster: &mut Cluster) {
     };
     rest(cluster);
     let leaders = cluster.leaders();
-    assert!(leaders.len() == 1, "after ten quiet seconds {leaders:?} lead");
+    let seen = || cluster.ids().into_iter().map(|id| cluster.status(id)).collect::<Vec<_>>();
+    assert!(leaders.len() == 1, "after ten quiet seconds {leaders:?} lead: {:#?}", seen());
     let proposal = cluster.propose(leaders[0], vec![Bytes::from_static(b"after the storm")]);
     // One after another: the limit of waiting reads may be that of two.
     let mut reads = Vec::new();
+    let members = cluster.status(leaders[0]).membership.clone();
     for id in cluster.ids() {
-        reads.push(cluster.read(id));
-        cluster.settle();
+        if members.contains(id) {
+            reads.push(cluster.read(id));
+            cluster.settle();
+        }
     }
     rest(cluster);
     assert!(cluster.leaders() == leaders, "the leader changed without a fault");
@@ -233,9 +298,21 @@ fn heal(cluster: &mut Cluster) {
         "I26: {} tickets never ended",
         cluster.checks.unfinished()
     );
+    let last = cluster.status(leaders[0]);
+    let members = last.membership.clone();
+    assert!(!members.is_joint(), "the change to {members:?} does not end");
+    assert!(members.is_voter(leaders[0]), "{} leads without a vote", leaders[0]);
+    let first = cluster.node(leaders[0]);
     for node in &cluster.nodes {
-        assert!(node.state == cluster.nodes[0].state, "{} applied other entries", node.id);
-        assert!(node.disk.log == cluster.nodes[0].disk.log, "{} has another log", node.id);
+        if !members.contains(node.id) {
+            // It may not even know that it was ever a member; if it would vote, it knows better.
+            let status = cluster.status(node.id);
+            let would_stand = status.membership.is_voter(node.id);
+            assert!(!would_stand || node.removed.is_some(), "{} is not told it is gone", node.id);
+            continue;
+        }
+        assert!(node.state == first.state, "{} applied other entries", node.id);
+        assert!(node.disk.log == first.disk.log, "{} has another log", node.id);
     }
 }
 
@@ -265,6 +342,7 @@ fn invariants_hold_under_random_schedules_and_the_cluster_heals() {
         assert!(met.applied >= 10 * runs && met.reads >= 20 * runs, "{met:?} in {runs} runs");
         assert!(met.unknown >= 2 * runs && met.refused >= runs, "{met:?} in {runs} runs");
         assert!(met.crashed >= 2 * runs, "{met:?} in {runs} runs");
+        assert!(met.done >= runs && met.joint >= runs / 20, "{met:?} in {runs} runs");
     }
 }
 

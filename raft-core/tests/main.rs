@@ -4,7 +4,9 @@
 mod cluster;
 mod commit_delay;
 mod invariants;
+mod membership;
 mod transcripts;
+mod transfer;
 
 mod paper;
 mod properties;

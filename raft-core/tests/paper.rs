@@ -75,7 +75,9 @@ fn answers(cluster: &mut Cluster, from: u64) -> Vec<bool> {
             | Message::AppendReject { .. }
             | Message::Vote { .. }
             | Message::ReadIndex { .. }
-            | Message::ReadIndexReply { .. } => None,
+            | Message::ReadIndexReply { .. }
+            | Message::TimeoutNow { .. }
+            | Message::Removed { .. } => None,
         })
         .collect();
     cluster.network.retain(|it| it.from != n(from));

@@ -11,8 +11,9 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 use raft_core::{
-    Body, Entry, Envelope, LogIndex, LogPos, Membership, MembershipError, Message, Micros, NodeId,
-    NodeInfo, ProbeId, ReadSeq, Term, Ticket, VoteKind, Voters,
+    Body, ChangeError, Entry, Envelope, LogIndex, LogPos, Membership, MembershipChange,
+    MembershipError, Message, Micros, NodeChange, NodeId, NodeInfo, ProbeId, ReadSeq, Term, Ticket,
+    VoteKind, Voters,
     codec::{self, DecodeError},
 };
 
@@ -186,7 +187,7 @@ fn any_entries() -> impl Strategy<Value = Vec<Entry>> {
 
 fn any_message() -> impl Strategy<Value = Message> {
     let numbers = || (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
-    let kind = || prop_oneof![Just(VoteKind::Pre), Just(VoteKind::Real)];
+    let kind = || prop_oneof![Just(VoteKind::Pre), Just(VoteKind::Real), Just(VoteKind::Transfer)];
     prop_oneof![
         (any_pos(), any_entries(), numbers()).prop_map(|(prev, entries, (a, b, c, d))| {
             Message::Append {
@@ -219,7 +220,172 @@ fn any_message() -> impl Strategy<Value = Message> {
             id: Ticket(id),
             index: LogIndex(index),
         }),
+        any_pos().prop_map(|at| Message::TimeoutNow { at }),
+        any::<u64>().prop_map(|at| Message::Removed { at: LogIndex(at) }),
     ]
+}
+
+/// Every set of voters that can decide, by trying them all: the members of each half that are in
+/// favour are more than half of it.
+fn deciding_sets(membership: &Membership) -> Vec<u32> {
+    let halves: Vec<&BTreeSet<NodeId>> = match membership.voters() {
+        Voters::Uniform(voters) => vec![voters],
+        Voters::Joint { old, new } => vec![old, new],
+    };
+    let decides = |bits: u32| {
+        halves
+            .iter()
+            .all(|half| half.iter().filter(|id| bits >> id.get() & 1 == 1).count() * 2 > half.len())
+    };
+    (0..1 << 10_u32).filter(|bits| decides(*bits)).collect()
+}
+
+/// A uniform membership of 1 to 7 voters and up to 2 learners among the nodes 1 to 9.
+fn any_uniform() -> impl Strategy<Value = Membership> {
+    (proptest::sample::subsequence((1..=7_u64).collect::<Vec<_>>(), 1..=7), 0..=2_u64).prop_map(
+        |(voting, learning)| {
+            let voters: BTreeSet<NodeId> = voting.into_iter().map(node_id).collect();
+            let learners: BTreeSet<NodeId> = (8..8 + learning).map(node_id).collect();
+            let nodes = listed(voters.union(&learners).copied());
+            Membership::from_parts(
+                Voters::Uniform(voters),
+                learners,
+                BTreeSet::new(),
+                nodes,
+                node_id(9),
+            )
+            .expect("valid")
+        },
+    )
+}
+
+fn any_changes() -> impl Strategy<Value = MembershipChange> {
+    let id = || (1..=10_u64).prop_map(node_id);
+    let one = prop_oneof![
+        id().prop_map(NodeChange::Promote),
+        id().prop_map(NodeChange::Demote),
+        id().prop_map(NodeChange::Remove),
+        id().prop_map(|id| NodeChange::AddLearner { id, info: NodeInfo::default() }),
+        id().prop_map(|id| NodeChange::SetInfo { id, info: NodeInfo::default() }),
+        (id(), id()).prop_map(|(remove, promote)| NodeChange::Replace { remove, promote }),
+    ];
+    proptest::collection::vec(one, 0..5).prop_map(MembershipChange)
+}
+
+/// What a change says about its nodes, one after the other on plain sets.
+fn by_hand(
+    membership: &Membership,
+    change: &MembershipChange,
+) -> Option<(BTreeSet<NodeId>, BTreeSet<NodeId>)> {
+    let Voters::Uniform(voters) = membership.voters() else { return None };
+    let (mut voters, mut learners) = (voters.clone(), membership.learners().clone());
+    let mut named = BTreeSet::new();
+    let flat = change.0.iter().flat_map(|change| match change {
+        NodeChange::Replace { remove, promote } => {
+            vec![NodeChange::Remove(*remove), NodeChange::Promote(*promote)]
+        }
+        one @ (NodeChange::AddLearner { .. }
+        | NodeChange::SetInfo { .. }
+        | NodeChange::Promote(_)
+        | NodeChange::Demote(_)
+        | NodeChange::Remove(_)) => vec![one.clone()],
+    });
+    for change in flat {
+        let (id, possible) = match change {
+            NodeChange::AddLearner { id, .. } => {
+                (id, id > membership.highest_id() && learners.insert(id))
+            }
+            NodeChange::SetInfo { id, .. } => (id, voters.contains(&id) || learners.contains(&id)),
+            NodeChange::Promote(id) => (id, learners.remove(&id) && voters.insert(id)),
+            NodeChange::Demote(id) => (id, voters.remove(&id) && learners.insert(id)),
+            NodeChange::Remove(id) => (id, voters.remove(&id) || learners.remove(&id)),
+            NodeChange::Replace { .. } => unreachable!("taken apart above"),
+        };
+        if !possible || !named.insert(id) {
+            return None;
+        }
+    }
+    (!voters.is_empty() && !change.0.is_empty()).then_some((voters, learners))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn change_is_what_it_says_and_neighbouring_memberships_decide_alike(
+        before in any_uniform(),
+        change in any_changes(),
+    ) {
+        let expected = by_hand(&before, &change);
+        let first = before.changed_by(&change);
+        prop_assert_eq!(first.is_ok(), expected.is_some(), "{:?}", first);
+        let (Ok(first), Some((voters, learners))) = (first, expected) else { return Ok(()) };
+        let last = match first.leave_joint() {
+            Ok(last) => {
+                prop_assert!(first.is_joint());
+                prop_assert_eq!(
+                    first.changed_by(&change), Err(ChangeError::Pending { at: LogIndex(0) })
+                );
+                // Who only votes in the old set learns afterwards or is gone.
+                prop_assert!(first.demote_on_leave().is_disjoint(first.learners()));
+                last
+            }
+            Err(error) => {
+                prop_assert_eq!(error, ChangeError::NotJoint);
+                prop_assert_eq!(before.voters(), first.voters(), "no other set of voters");
+                first.clone()
+            }
+        };
+        prop_assert_eq!(last.voters(), &Voters::Uniform(voters.clone()));
+        prop_assert_eq!(last.learners(), &learners);
+        let members: BTreeSet<NodeId> = voters.union(&learners).copied().collect();
+        prop_assert_eq!(last.nodes().keys().copied().collect::<BTreeSet<_>>(), members);
+        prop_assert!(last.highest_id() >= before.highest_id());
+        for id in before.nodes().keys() {
+            prop_assert_eq!(last.is_removed(*id), !last.contains(*id));
+        }
+        // Two that may be in force at the same time never decide apart.
+        for (one, other) in [(&before, &first), (&first, &first), (&first, &last)] {
+            let others = deciding_sets(other);
+            for bits in deciding_sets(one) {
+                prop_assert!(others.iter().all(|other| other & bits != 0), "{:b}", bits);
+            }
+        }
+    }
+
+    #[test]
+    fn change_that_breaks_a_rule_is_refused_by_name(before in any_uniform()) {
+        let Voters::Uniform(voters) = before.voters() else { unreachable!("uniform") };
+        let refused = |changes: &[NodeChange]| before.changed_by(&MembershipChange(changes.into()));
+        let one = *voters.first().expect("a voter");
+        let add = |id| NodeChange::AddLearner { id, info: NodeInfo::default() };
+        let ten = node_id(10);
+        prop_assert_eq!(refused(&[]), Err(ChangeError::Empty));
+        prop_assert_eq!(refused(&[add(one)]), Err(ChangeError::AlreadyMember(one)));
+        prop_assert_eq!(refused(&[NodeChange::Promote(one)]), Err(ChangeError::AlreadyVoter(one)));
+        prop_assert_eq!(refused(&[NodeChange::Demote(ten)]), Err(ChangeError::NotMember(ten)));
+        prop_assert_eq!(
+            refused(&[NodeChange::Demote(one), NodeChange::Remove(one)]),
+            Err(ChangeError::Repeated(one))
+        );
+        let all: Vec<NodeChange> = voters.iter().map(|id| NodeChange::Remove(*id)).collect();
+        prop_assert_eq!(refused(&all), Err(ChangeError::NoVoters));
+        if let Some(free) = (1..=7).map(node_id).find(|id| !before.contains(*id)) {
+            let used = ChangeError::IdUsed { id: free, highest: before.highest_id() };
+            prop_assert_eq!(refused(&[add(free)]), Err(used));
+        }
+        if let Some(learner) = before.learners().first() {
+            let error = ChangeError::AlreadyLearner(*learner);
+            prop_assert_eq!(refused(&[NodeChange::Demote(*learner)]), Err(error));
+        }
+        let stored = |storage_id| NodeChange::SetInfo {
+            id: one,
+            info: NodeInfo { storage_id, ..NodeInfo::default() },
+        };
+        let known = refused(&[stored(Some(7))]).expect("it was not known before");
+        let other = known.changed_by(&stored(Some(8)).into());
+        prop_assert_eq!(other, Err(ChangeError::OtherStorage(one)));
+    }
 }
 
 proptest! {

@@ -12,6 +12,8 @@
 //! drop / hold / repeat [n1->n2] [kind]    lose them, keep them back until `release`, copy them back there
 //! persist n1 [count]   apply n1   fetch n1   settle      finish what is under way
 //! propose n1 [count] [bytes]  read n1   unreachable n1 n2   fail-disk n1
+//! change n1 add n4 | promote n4 | demote n1 | remove n1 | replace n1 n4 …    all at once
+//! transfer n1 [n2]            join (starts the next node, without a membership)
 //! damage n1 9                 the commit hint on its disk is changed to 9
 //! cut n1-n2   cut n1->n2   mend   crash n1 [reached]   restart n1   snapshot n1 (its state survives)
 //! advance 100ms               time passes, timers fire, everything arrives; shows only roles
@@ -30,8 +32,8 @@ use std::{
 
 use bytes::Bytes;
 use raft_core::{
-    Ballot, Config, Effect, Entry, Envelope, Input, LogIndex, Message, NodeId, Outcome, RoleKind,
-    Term, Ticket, VoteKind,
+    Ballot, Config, Effect, Entry, Envelope, Input, LogIndex, Membership, MembershipChange,
+    Message, NodeChange, NodeId, NodeInfo, Outcome, RoleKind, Term, Ticket, VoteKind, Voters,
 };
 
 use crate::cluster::{Cluster, Disk, End, log_of, node_id, slot, voters};
@@ -267,6 +269,17 @@ impl Script {
             "read" => {
                 self.cluster().read(node(1));
             }
+            "join" => {
+                self.cluster().join();
+            }
+            "change" => {
+                let change = self.change(&words[2..]);
+                self.cluster().change(node(1), change);
+            }
+            "transfer" => {
+                let to = words.get(2).map(|word| id_of(word));
+                self.cluster().transfer(node(1), to);
+            }
             "unreachable" => self.cluster().input(node(1), Input::PeerUnreachable(node(2))),
             "fail-disk" => self.cluster().input(node(1), Input::PersistFailed),
             "crash" => {
@@ -327,6 +340,23 @@ impl Script {
         }
     }
 
+    fn change(&self, words: &[&str]) -> MembershipChange {
+        let mut words = words.iter();
+        let mut changes = Vec::new();
+        while let Some(word) = words.next() {
+            let mut node = || id_of(words.next().copied().unwrap_or_default());
+            changes.push(match *word {
+                "add" => NodeChange::AddLearner { id: node(), info: NodeInfo::default() },
+                "promote" => NodeChange::Promote(node()),
+                "demote" => NodeChange::Demote(node()),
+                "remove" => NodeChange::Remove(node()),
+                "replace" => NodeChange::Replace { remove: node(), promote: node() },
+                other => unknown(&self.place, other),
+            });
+        }
+        MembershipChange(changes)
+    }
+
     /// Takes messages out of the network, by link and by kind.
     fn take(&mut self, filter: &[&str]) -> Vec<Envelope> {
         let place = self.place.clone();
@@ -351,7 +381,13 @@ impl Script {
     fn show(&mut self, quiet: bool) {
         let journal = core::mem::take(&mut self.cluster().journal);
         for (id, effect) in journal {
-            let important = matches!(effect, Effect::Role(_) | Effect::Fatal(_));
+            let important = matches!(
+                effect,
+                Effect::Role(_)
+                    | Effect::Fatal(_)
+                    | Effect::MembershipEffective(_)
+                    | Effect::Removed { .. }
+            );
             if !quiet || important {
                 let text = tell(id, &effect);
                 self.line(&text);
@@ -425,6 +461,11 @@ impl Script {
                 let last = cluster.status(id).last;
                 assert_eq!(format!("{}/{}", last.term, last.index), words[2], "{place}: n{id}");
             }),
+            // The voters, two sets if it is joint, and the learners: `1,2/2,3+4`.
+            "members" => all(words[1]).into_iter().for_each(|id| {
+                assert_eq!(members(cluster.status(id).membership), words[2], "{place}: n{id}");
+            }),
+            "removed" => assert!(cluster.status(id_of(words[1])).removed_at.is_some(), "{place}"),
             "same-logs" => {
                 for node in &cluster.nodes {
                     assert!(node.written == cluster.nodes[0].written, "{place}: {}", node.id);
@@ -464,8 +505,11 @@ impl Script {
                     Some(End::Crashed) => "crashed".to_owned(),
                     Some(End::Reply(Outcome::Unknown)) => "unknown".to_owned(),
                     Some(End::Reply(Outcome::Rejected(why))) => {
-                        format!("{why:?}").split(' ').next().unwrap_or_default().to_owned()
+                        let name =
+                            format!("{why:?}").replace("Change(", "").replace("Transfer(", "");
+                        name.split([' ', '(', ')']).next().unwrap_or_default().to_owned()
                     }
+                    Some(End::Reply(Outcome::Done)) => "done".to_owned(),
                     Some(End::Reply(Outcome::Appended { .. })) => "appended".to_owned(),
                 };
                 assert_eq!(name, words[2], "{place}");
@@ -517,11 +561,28 @@ fn kind(msg: &Message) -> &'static str {
         Message::AppendReject { .. } => "reject",
         Message::Vote { kind: VoteKind::Pre, .. } => "pre-vote",
         Message::Vote { kind: VoteKind::Real, .. } => "vote",
+        Message::Vote { kind: VoteKind::Transfer, .. } => "transfer-vote",
         Message::VoteReply { kind: VoteKind::Pre, .. } => "pre-vote-reply",
         Message::VoteReply { kind: VoteKind::Real, .. } => "vote-reply",
+        Message::VoteReply { kind: VoteKind::Transfer, .. } => "transfer-vote-reply",
         Message::ReadIndex { .. } => "read-index",
         Message::ReadIndexReply { .. } => "read-index-reply",
+        Message::TimeoutNow { .. } => "timeout-now",
+        Message::Removed { .. } => "removed",
     }
+}
+
+/// The voters, two sets if it is joint, and the learners: `1,2/2,3+4`.
+fn members(membership: &Membership) -> String {
+    let list = |ids: &std::collections::BTreeSet<NodeId>| {
+        ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    };
+    let voters = match membership.voters() {
+        Voters::Uniform(voters) => list(voters),
+        Voters::Joint { old, new } => list(old) + "/" + &list(new),
+    };
+    let learners = list(membership.learners());
+    if learners.is_empty() { voters } else { voters + "+" + &learners }
 }
 
 fn span(entries: &[Entry]) -> String {
@@ -566,6 +627,8 @@ fn tell(id: NodeId, effect: &Effect) -> String {
                 }
                 Message::ReadIndex { .. } => "asked".to_owned(),
                 Message::ReadIndexReply { index, .. } => format!("from {index}"),
+                Message::TimeoutNow { at } => format!("at {}/{}", at.term, at.index),
+                Message::Removed { at } => format!("at {at}"),
             };
             format!("n{from} -> n{to} (term {term}): {} {body}", kind(msg))
         }
@@ -580,6 +643,7 @@ fn tell(id: NodeId, effect: &Effect) -> String {
             }
             Outcome::Rejected(why) => format!("n{id} rejected {ticket}: {why:?}"),
             Outcome::Unknown => format!("n{id} cannot tell about {ticket}"),
+            Outcome::Done => format!("n{id} has done {ticket}"),
         },
         Effect::Role(change) => {
             let role = match change.role {
@@ -595,7 +659,10 @@ fn tell(id: NodeId, effect: &Effect) -> String {
             };
             format!("n{id} {role}{leader} in term {}", change.term)
         }
-        Effect::MembershipEffective(_) => format!("n{id} uses another membership"),
+        Effect::MembershipEffective(membership) => {
+            format!("n{id} uses another membership: {}", members(membership))
+        }
+        Effect::Removed { at } => format!("n{id} is removed, says the membership at {at}"),
         Effect::Fatal(error) => format!("n{id} stops: {error}"),
     }
 }

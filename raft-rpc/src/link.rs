@@ -341,7 +341,9 @@ fn wire_bytes(envelope: &Envelope) -> usize {
         | Message::Vote { .. }
         | Message::VoteReply { .. }
         | Message::ReadIndex { .. }
-        | Message::ReadIndexReply { .. } => FIXED_BYTES,
+        | Message::ReadIndexReply { .. }
+        | Message::TimeoutNow { .. }
+        | Message::Removed { .. } => FIXED_BYTES,
     }
 }
 

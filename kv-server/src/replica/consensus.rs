@@ -341,6 +341,7 @@ impl<W> Consensus<W> {
             Effect::Reply { ticket, outcome } => self.on_outcome(ticket, outcome),
             Effect::Role(change) => self.on_role(now, change, out),
             Effect::MembershipEffective(membership) => self.membership = membership,
+            Effect::Removed { at } => self.fail(ReplicaFailure::Removed { at }),
             Effect::Fatal(error) => self.fail(ReplicaFailure::Consensus(error)),
         }
     }
@@ -409,6 +410,8 @@ impl<W> Consensus<W> {
                     self.refused.push((waiter, error.clone()));
                 }
             }
+            // Only of changes and transfers, which no caller can ask for.
+            Outcome::Done => {}
         }
     }
 
@@ -530,11 +533,14 @@ impl<W> Consensus<W> {
         match reject {
             Reject::NotLeader { hint } => self.not_leader(hint),
             Reject::Overloaded => self.overloaded(),
-            Reject::NoQuorum => WireError::NoLeader { node },
+            // Whoever takes over is not known to lead yet.
+            Reject::NoQuorum | Reject::Transferring { .. } => WireError::NoLeader { node },
             Reject::Empty => WireError::BadInput { reason: "an empty batch".to_owned() },
             Reject::Halted => {
                 WireError::Storage { node, reason: "the node has stopped".to_owned() }
             }
+            Reject::Change(error) => WireError::BadInput { reason: error.to_string() },
+            Reject::Transfer(error) => WireError::BadInput { reason: error.to_string() },
         }
     }
 }

@@ -263,6 +263,14 @@ pub enum ReplicaFailure {
         /// What failed.
         reason: String,
     },
+    /// The node was removed from the cluster, for good.
+    #[error(
+        "this node was removed from the cluster by the entry at log index {at}: start a new node with a new id and an empty directory instead"
+    )]
+    Removed {
+        /// Where the membership without it stands in the log.
+        at: LogIndex,
+    },
     /// Consensus saw what cannot be.
     #[error("consensus cannot go on: {0}")]
     Consensus(#[from] FatalError),

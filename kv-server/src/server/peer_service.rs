@@ -79,7 +79,9 @@ fn weight(message: &Envelope) -> usize {
         | Message::Vote { .. }
         | Message::VoteReply { .. }
         | Message::ReadIndex { .. }
-        | Message::ReadIndexReply { .. } => MESSAGE_BYTES,
+        | Message::ReadIndexReply { .. }
+        | Message::TimeoutNow { .. }
+        | Message::Removed { .. } => MESSAGE_BYTES,
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The trial raises no term, so a node that is cut off cannot disturb the others when it returns.
 //! It repeats its question every heartbeat, with jitter, until a quorum, a leader or a higher term
-//! answers. A real election that fails starts over with a trial after a random time.
+//! answers. A real election that fails starts over with a trial after a random time. Who is told by
+//! the leader to take its place stands at once, without a trial (thesis §3.10).
 //!
 //! Invariants
 //! 1. A real vote is asked for only once the own ballot and log are durable: after a crash the node
@@ -25,6 +26,8 @@ pub(crate) struct PreCandidacy {
 /// A real election.
 #[derive(Debug)]
 pub(crate) struct Candidacy {
+    /// By its own decision, or because the leader wants it.
+    kind: VoteKind,
     votes: BTreeMap<NodeId, bool>,
     /// Starts over then.
     pub(crate) retry_at: Micros,
@@ -48,15 +51,15 @@ impl Raft {
         self.count_votes();
     }
 
-    /// Enters the next term and stands for election in it.
-    fn start_election(&mut self) {
+    /// Enters the next term and stands for election in it, of `kind` real or transfer.
+    pub(crate) fn start_election(&mut self, kind: VoteKind) {
         let term = Term(self.common.term().0 + 1);
         self.common.set_ballot(Ballot { term, voted_for: Some(self.common.id) });
         let pause = self.common.draw_retry();
         let retry_at = self.common.now.after(pause);
         self.common.counters.elections += 1;
-        self.change_role(Role::Candidate(Candidacy { votes: BTreeMap::new(), retry_at }));
-        self.ask_for_votes(VoteKind::Real, term);
+        self.change_role(Role::Candidate(Candidacy { kind, votes: BTreeMap::new(), retry_at }));
+        self.ask_for_votes(kind, term);
     }
 
     fn ask_for_votes(&mut self, kind: VoteKind, asked: Term) {
@@ -73,7 +76,9 @@ impl Raft {
             let msg = Message::Vote { kind, last };
             match kind {
                 VoteKind::Pre => self.common.outbox.send(voter, asked, msg),
-                VoteKind::Real => self.common.outbox.send_after_stream(voter, asked, msg),
+                VoteKind::Real | VoteKind::Transfer => {
+                    self.common.outbox.send_after_stream(voter, asked, msg)
+                }
             }
         }
     }
@@ -96,7 +101,9 @@ impl Raft {
         }
         let votes = match (&mut self.role, kind) {
             (Role::PreCandidate(trial), VoteKind::Pre) if asked.0 == mine.0 + 1 => &mut trial.votes,
-            (Role::Candidate(real), VoteKind::Real) if asked == mine && term == mine => {
+            (Role::Candidate(real), VoteKind::Real | VoteKind::Transfer)
+                if asked == mine && term == mine && kind == real.kind =>
+            {
                 &mut real.votes
             }
             (
@@ -105,7 +112,7 @@ impl Raft {
                 | Role::Candidate(_)
                 | Role::Leader(_)
                 | Role::Halted,
-                VoteKind::Pre | VoteKind::Real,
+                VoteKind::Pre | VoteKind::Real | VoteKind::Transfer,
             ) => return,
         };
         votes.insert(from, granted);
@@ -118,7 +125,7 @@ impl Raft {
         let membership = self.common.membership();
         match &self.role {
             Role::PreCandidate(trial) if is_won(membership, &trial.votes, id, true) => {
-                self.start_election();
+                self.start_election(VoteKind::Real);
             }
             Role::Candidate(real)
                 if is_won(membership, &real.votes, id, self.common.ballot_is_durable()) =>

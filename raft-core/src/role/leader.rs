@@ -6,10 +6,12 @@
 //! 3. A leader counts itself only up to its durable index, also when it is alone; its messages
 //!    need not wait for its disk (thesis §10.2.1).
 //! 4. When its disk stalls a leader falls silent altogether, so that the others replace it.
+//!
+//! Changes of the membership are in `reconfigure.rs`, the handing over of leadership in `transfer.rs`.
 
 use alloc::{sync::Arc, vec::Vec};
 
-use super::{Patience, earliest};
+use super::{Patience, earliest, transfer::Transfer};
 use crate::{
     Body, Effect, Effects, Entry, Envelope, FetchFor, FetchId, LogIndex, LogPos, Message, Micros,
     NodeId, Outcome, ProbeId, ReadSeq, Reject, Ticket,
@@ -26,9 +28,9 @@ use crate::{
 pub(crate) struct Leader {
     /// The first entry of its term. Reads are served from there on at the earliest: only then is
     /// everything that earlier terms committed known to be committed (Raft §8).
-    first_own: LogIndex,
-    /// By id.
-    peers: Vec<Progress>,
+    pub(super) first_own: LogIndex,
+    /// Everyone of the committed membership and of later ones but this node, by id.
+    pub(crate) peers: Vec<Progress>,
     heartbeat_at: Micros,
     heartbeat_due: bool,
     /// Followers that miss nothing but a higher commit index are told then.
@@ -36,6 +38,13 @@ pub(crate) struct Leader {
     quorum_check_at: Micros,
     reads: ReadQueue,
     last_probe: ProbeId,
+    /// Who asked for the change under way.
+    pub(super) change: Option<Ticket>,
+    /// The committed membership when the peers were last looked at.
+    pub(super) settled: LogIndex,
+    pub(super) transfer: Option<Transfer>,
+    /// A committed membership has no vote for this node: its place is given up then, at the latest.
+    pub(super) leave_by: Option<Micros>,
 }
 
 /// An answer of a peer, as far as all answers are alike.
@@ -58,9 +67,8 @@ impl Leader {
         );
         let now = common.now;
         let next = common.log.last().index.next();
-        let id = common.id;
-        let others = common.membership().nodes().keys().filter(|node| **node != id);
-        let peers = others.map(|node| Progress::new(*node, next, now)).collect();
+        let ids = super::reconfigure::replicated_to(common);
+        let peers = ids.into_iter().map(|node| Progress::new(node, next, now)).collect();
         let first_own = common.append_own(Body::Noop).index;
         Self {
             first_own,
@@ -71,15 +79,21 @@ impl Leader {
             quorum_check_at: now.after(common.config.election_min),
             reads: ReadQueue::default(),
             last_probe: ProbeId(0),
+            change: None,
+            settled: common.commit,
+            transfer: None,
+            leave_by: None,
         }
     }
 
     pub(crate) fn deadline(&self) -> Micros {
-        earliest([Some(self.heartbeat_at), Some(self.quorum_check_at), self.commit_notice_at])
-    }
-
-    pub(crate) fn peers(&self) -> &[Progress] {
-        &self.peers
+        earliest([
+            Some(self.heartbeat_at),
+            Some(self.quorum_check_at),
+            self.commit_notice_at,
+            self.transfer.as_ref().map(|transfer| transfer.give_up_at),
+            self.leave_by,
+        ])
     }
 
     pub(crate) fn waiting_reads(&self) -> usize {
@@ -99,6 +113,10 @@ impl Leader {
         };
         if count == 0 {
             common.reject(ticket, Reject::Empty);
+            return;
+        }
+        if let Some(to) = self.transferring_to() {
+            common.reject(ticket, Reject::Transferring { to });
             return;
         }
         let bytes: usize = commands.iter().map(|command| ENTRY_HEADER_BYTES + command.len()).sum();
@@ -138,6 +156,8 @@ impl Leader {
         let possible = matched <= common.log.last().index;
         if let Some(peer) = self.answered(common, answer, possible) {
             peer.on_ok(matched, answer.echo, common.now);
+            let (last, now) = (common.log.last().index, common.now);
+            peer.measure(last, now, common.config.election_min);
         }
     }
 
@@ -167,8 +187,7 @@ impl Leader {
             return None;
         }
         let peer = self.peers.iter_mut().find(|peer| peer.id == from)?;
-        peer.answered_at = peer.answered_at.max(echo);
-        peer.acked_read = peer.acked_read.max(read);
+        peer.on_answer(echo, read);
         Some(peer)
     }
 
@@ -199,37 +218,59 @@ impl Leader {
 
     /// Does what is due by time. `true` if no quorum has answered for too long.
     #[must_use]
-    pub(crate) fn on_timer(&mut self, common: &Common, forgive: bool) -> bool {
+    pub(crate) fn on_timer(&mut self, common: &mut Common, forgive: bool) -> bool {
         let now = common.now;
         if self.heartbeat_at <= now {
             self.heartbeat_at = now.after(common.config.heartbeat);
             self.heartbeat_due = true;
+            if let Some(transfer) = &mut self.transfer {
+                // What told the other to stand for election was perhaps lost.
+                transfer.due = true;
+            }
         }
+        self.expire_transfer(common);
         if self.quorum_check_at > now {
             return false;
         }
         self.quorum_check_at = now.after(common.config.election_min);
         let heard = common.membership().quorum_value(|voter| {
-            let peer = self.peers.iter().find(|peer| peer.id == voter);
+            let peer = self.peer(voter);
             if voter == common.id { Some(now) } else { peer.map(|peer| peer.answered_at) }
         });
         !forgive && heard.after(common.config.election_min) < now
     }
 
-    /// Commits and confirms what a quorum has answered.
-    pub(crate) fn advance(&mut self, common: &mut Common) {
+    /// Commits and confirms what a quorum has answered. `true` if this node has to give up its place.
+    #[must_use]
+    pub(crate) fn advance(&mut self, common: &mut Common) -> bool {
+        self.advance_commit(common);
+        if self.follow_membership(common) {
+            // Another quorum counts from now on, and may already hold more.
+            self.advance_commit(common);
+        }
+        self.confirm_reads(common);
+        self.drive_transfer(common)
+    }
+
+    fn advance_commit(&self, common: &mut Common) {
         let (id, durable) = (common.id, common.writer.durable_index());
-        let membership = Arc::clone(common.membership());
-        let find = |voter| self.peers.iter().find(|peer| peer.id == voter);
-        let held = membership.quorum_value(|voter| {
-            if voter == id { Some(durable) } else { find(voter).map(|peer| peer.matched) }
+        let held = common.membership().quorum_value(|voter| {
+            if voter == id { Some(durable) } else { self.peer(voter).map(|peer| peer.matched) }
         });
         if held > common.commit && common.log.term_at(held) == Some(common.term()) {
             common.commit_to(held);
         }
+    }
+
+    pub(super) fn peer(&self, id: NodeId) -> Option<&Progress> {
+        self.peers.iter().find(|peer| peer.id == id)
+    }
+
+    fn confirm_reads(&mut self, common: &mut Common) {
+        let id = common.id;
         let issued = self.reads.issued();
-        let confirmed = membership.quorum_value(|voter| {
-            if voter == id { Some(issued) } else { find(voter).map(|peer| peer.acked_read) }
+        let confirmed = common.membership().quorum_value(|voter| {
+            if voter == id { Some(issued) } else { self.peer(voter).map(|peer| peer.acked_read) }
         });
         self.reads.confirm(confirmed);
         // Until an entry of this term is committed, `first_own` may still be overwritten by another
@@ -294,6 +335,10 @@ impl Leader {
     /// The role ends.
     pub(crate) fn close(mut self, common: &mut Common, why: Reject) {
         common.forget_uncommitted_tickets();
+        self.close_transfer(common, why);
+        if let Some(ticket) = self.change.take() {
+            common.reply(ticket, Outcome::Unknown);
+        }
         for read in self.reads.take_all() {
             match read.asker {
                 Asker::Here(ticket) => common.reject(ticket, why),
@@ -314,6 +359,13 @@ impl Leader {
         for peer in &self.peers {
             peer.check_invariants(last, common.config.max_inflight_messages);
         }
+        let ids: Vec<NodeId> = self.peers.iter().map(|peer| peer.id).collect();
+        let wanted = super::reconfigure::replicated_to(common);
+        assert!(
+            // Between `step` and `flush` the commit index does not move, and neither do the peers.
+            wanted.iter().eq(&ids),
+            "{ids:?} are replicated to instead of {wanted:?}"
+        );
         assert!(
             self.reads.len() <= common.config.max_waiting_reads,
             "{} reads wait",
@@ -465,8 +517,10 @@ impl Raft {
 
     /// The leader's part of [`Raft::flush`](Raft::flush) before the write is given out.
     pub(crate) fn advance_leader(&mut self) {
-        if let Role::Leader(leader) = &mut self.role {
-            leader.advance(&mut self.common);
+        if let Role::Leader(leader) = &mut self.role
+            && leader.advance(&mut self.common)
+        {
+            self.become_follower(self.common.term(), None, Patience::Full);
         }
     }
 }

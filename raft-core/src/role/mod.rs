@@ -7,19 +7,24 @@
 //!  └──────────┘ ◄────── └──────────────┘ ◄────── └───────────┘         └────────┘
 //!        ▲   a leader of the term, or a higher term        retry              │
 //!        └────────────────────────────────────────────────────────────────────┘
-//!             a higher term, or no quorum answered for `election_min`
+//!             a higher term, no quorum answered for `election_min`, or a committed membership
+//!             has no vote for it
+//!
+//!  Follower ──► Candidate as well, without a trial, when the leader hands over (`transfer.rs`).
 //! ```
 //!
 //! A node always starts as a follower, and only becomes leader by counting votes in memory. The
 //! role is replaced whole, so nothing of it survives: a leader that steps down cannot send another
 //! heartbeat, a pre-candidate knows no leader.
 //!
-//! Who may say what raises the term: an append, a real vote that passed the stickiness rule, and a
-//! rejection by a member. A granted pre-vote never does.
+//! Who may say what raises the term: an append, a real vote that passed the stickiness rule or that the
+//! leader asked for, and a rejection by a member. A granted pre-vote never does.
 
 mod candidate;
 mod follower;
 pub(crate) mod leader;
+mod reconfigure;
+mod transfer;
 
 use core::time::Duration;
 
@@ -30,7 +35,8 @@ pub(crate) use leader::Leader;
 use alloc::boxed::Box;
 
 use crate::{
-    Ballot, FatalError, Message, Micros, NodeId, Reject, RoleKind, Term, VoteKind, raft::Raft,
+    Ballot, FatalError, LogIndex, Message, Micros, NodeId, Reject, RoleKind, Term, VoteKind,
+    raft::Raft,
 };
 
 /// A role with its state.
@@ -143,7 +149,7 @@ impl Raft {
     /// Answers a request for a vote in term `asked` (Raft §5.2, §5.4.1).
     ///
     /// Members and strangers, voters and learners are answered alike: whoever asks may know a
-    /// newer membership than this node.
+    /// newer membership than this node. Only who is known to be removed for good is told so.
     pub(crate) fn on_vote(
         &mut self,
         from: NodeId,
@@ -151,6 +157,12 @@ impl Raft {
         kind: VoteKind,
         last: crate::LogPos,
     ) {
+        if let Some(at) = self.common.removed_at(from) {
+            // It missed its removal, and would ask for ever.
+            let term = self.common.term();
+            self.common.outbox.send(from, term, Message::Removed { at });
+            return;
+        }
         let mine = self.common.term();
         if asked < mine {
             // The asker learns the term, else a group with the higher term and one with the longer
@@ -158,7 +170,7 @@ impl Raft {
             self.answer_vote(from, kind, asked, false);
             return;
         }
-        if self.is_sticky(from) {
+        if kind != VoteKind::Transfer && self.is_sticky(from) {
             return;
         }
         let up_to_date = last >= self.common.log.last();
@@ -167,7 +179,7 @@ impl Raft {
                 let free = asked > mine || self.may_vote_for(from);
                 self.answer_vote(from, kind, asked, free && up_to_date);
             }
-            VoteKind::Real => {
+            VoteKind::Real | VoteKind::Transfer => {
                 if asked > mine {
                     self.become_follower(asked, None, Patience::Unchanged);
                 }
@@ -202,6 +214,33 @@ impl Raft {
     pub(crate) fn adopt_higher_term(&mut self, from: NodeId, term: Term) {
         if self.common.membership().contains(from) {
             self.become_follower(term, None, Patience::Unchanged);
+        }
+    }
+}
+
+impl Raft {
+    /// Whether this node may stand for election: it votes in the committed membership or in a later
+    /// one, in any of its sets, and was not removed.
+    ///
+    /// Also one that has no vote in the latest membership must stand until that is committed, though
+    /// its own vote does not count then (thesis §4.2.2): perhaps nobody else has the entry, while the
+    /// others still need its vote and cannot get it with their shorter logs.
+    pub(crate) fn may_stand(&self) -> bool {
+        let memberships = self.common.log.memberships_from(self.common.commit);
+        let id = self.common.id;
+        self.common.removed.is_none() && memberships.iter().any(|(_, it)| it.is_voter(id))
+    }
+
+    /// This node was removed from the cluster for good, says one who knows it to be committed.
+    pub(crate) fn on_removed(&mut self, at: LogIndex) {
+        match &self.role {
+            // It knows better, or will soon: its membership is the newest that can be committed.
+            Role::Leader(_) | Role::Halted => {}
+            Role::Follower(_) => self.common.note_removal(at),
+            Role::PreCandidate(_) | Role::Candidate(_) => {
+                self.common.note_removal(at);
+                self.become_follower(self.common.term(), None, Patience::Full);
+            }
         }
     }
 }

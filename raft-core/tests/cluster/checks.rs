@@ -3,11 +3,12 @@
 //! Numbered as in the specification: I1 election safety, I2 one vote a term, I3 leaders append only,
 //! I4 log matching, I5 leader completeness, I6 state machine safety, I7 commits never change, I8
 //! what is committed is on the disks of a quorum, I9 commits end in the leader's own term, I10
-//! nothing falls, I11 applied ≤ committed and durable ≤ last, I12 no promise before the disk, I14
+//! nothing falls, I11 applied ≤ committed and durable ≤ last, I12 no promise before the disk, I13
+//! changes of the membership one at a time and each step after the one before is committed, I14
 //! memberships follow the log, I16 reads are not older than what was committed when they began, I21
 //! entries are consecutive, I22 limits hold, I23 progress is true, I26 every ticket ends once.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use raft_core::{
     Body, Effect, Entry, Envelope, LogIndex, LogPos, Membership, Message, NodeId, Outcome,
@@ -62,6 +63,10 @@ pub(crate) struct Tally {
     pub(crate) reads: usize,
     pub(crate) refused: usize,
     pub(crate) crashed: usize,
+    /// Changes and transfers that ended well.
+    pub(crate) done: usize,
+    /// Joint memberships that were committed.
+    pub(crate) joint: usize,
 }
 
 impl Tally {
@@ -75,6 +80,8 @@ impl Tally {
         self.reads += other.reads;
         self.refused += other.refused;
         self.crashed += other.crashed;
+        self.done += other.done;
+        self.joint += other.joint;
     }
 }
 
@@ -131,6 +138,7 @@ impl Checks {
             End::Ready(_) => self.tally.reads += 1,
             End::Reply(Outcome::Unknown) => self.tally.unknown += 1,
             End::Reply(Outcome::Rejected(_)) => self.tally.refused += 1,
+            End::Reply(Outcome::Done) => self.tally.done += 1,
             End::Reply(Outcome::Appended { .. }) => {}
             End::Crashed => self.tally.crashed += 1,
         }
@@ -211,7 +219,10 @@ impl Checks {
                     node.disk.log.len()
                 );
             }
-            Effect::Role(_) | Effect::MembershipEffective(_) | Effect::Fatal(_) => {}
+            Effect::Role(_)
+            | Effect::MembershipEffective(_)
+            | Effect::Fatal(_)
+            | Effect::Removed { .. } => {}
         }
     }
 
@@ -244,7 +255,7 @@ impl Checks {
                     );
                 }
             }
-            Message::Vote { kind: VoteKind::Real, last } => {
+            Message::Vote { kind: VoteKind::Real | VoteKind::Transfer, last } => {
                 let disk = &node.disk;
                 let durable = disk.log.last().map_or(LogPos::default(), |entry| entry.pos);
                 assert!(
@@ -255,7 +266,11 @@ impl Checks {
                     disk.ballot
                 );
             }
-            Message::VoteReply { kind: VoteKind::Real, granted: true, asked } => {
+            Message::VoteReply {
+                kind: VoteKind::Real | VoteKind::Transfer,
+                granted: true,
+                asked,
+            } => {
                 let ballot = node.disk.ballot;
                 assert!(
                     ballot.term == *asked && ballot.voted_for == Some(envelope.to),
@@ -273,8 +288,33 @@ impl Checks {
             | Message::Vote { kind: VoteKind::Pre, .. }
             | Message::VoteReply { .. }
             | Message::ReadIndex { .. }
-            | Message::ReadIndexReply { .. } => {}
+            | Message::ReadIndexReply { .. }
+            | Message::Removed { .. } => {}
+            Message::TimeoutNow { at: end } => {
+                let target = &nodes[slot(envelope.to)].disk;
+                assert!(
+                    target.ballot.term > envelope.term
+                        || target.log.last().map(|entry| entry.pos) == Some(*end),
+                    "{id} hands over at {end:?}, {} has {:?}",
+                    envelope.to,
+                    target.log.last()
+                );
+            }
         }
+    }
+
+    /// I13: of the memberships in a leader's log at most one is uncommitted, and a joint one is left
+    /// only after it is committed. (The commit index is that of the whole cluster as of before this
+    /// flush, or a later one; both rules only get stricter with an earlier one for entries of now.)
+    fn one_change_at_a_time(&self, node: &Node) {
+        let uncommitted = node.written.iter().skip(self.committed.len());
+        let open = uncommitted.filter(|entry| matches!(entry.body, Body::Config(_)));
+        let open: Vec<&Entry> = open.collect();
+        let commit = node.raft.as_ref().map_or(0, |raft| at(raft.status().commit));
+        let unknown_here = node.written.get(self.committed.len()..commit).unwrap_or_default();
+        let committed_now =
+            unknown_here.iter().filter(|entry| matches!(entry.body, Body::Config(_))).count();
+        assert!(open.len() <= 1 + committed_now, "I13: {} has {open:?} uncommitted", node.id);
     }
 
     /// I4 and I21: entries follow each other, and equal places have equal pasts.
@@ -297,7 +337,7 @@ impl Checks {
     }
 
     /// A node was flushed and everything it emitted is known.
-    pub(crate) fn after_flush(&mut self, nodes: &[Node], id: NodeId, base: &Arc<Membership>) {
+    pub(crate) fn after_flush(&mut self, nodes: &[Node], id: NodeId) {
         let node = &nodes[slot(id)];
         let Some(raft) = &node.raft else { return };
         raft.check_invariants();
@@ -337,8 +377,10 @@ impl Checks {
             Body::Config(membership) => Some(membership),
             Body::Noop | Body::Command(_) => None,
         });
+        let unknown = Membership::unknown();
+        let expected = from_log.or(node.first_membership.as_ref()).map_or(&unknown, AsRef::as_ref);
         assert!(
-            status.membership == from_log.unwrap_or(base).as_ref(),
+            status.membership == expected,
             "I14: {id} uses {:?}, its log says {from_log:?}",
             status.membership
         );
@@ -360,6 +402,7 @@ impl Checks {
                     || self.leaders.keys().next_back() > Some(&term),
                 "I5: {id} leads in term {term} without what is committed"
             );
+            self.one_change_at_a_time(node);
             for peer in &status.peers {
                 let other = &nodes[slot(peer.id)];
                 let matched = at(peer.matched);
@@ -386,6 +429,9 @@ impl Checks {
             } else {
                 self.committed.push(entry.clone());
                 self.tally.committed += 1;
+                if let Body::Config(membership) = &entry.body {
+                    self.tally.joint += usize::from(membership.is_joint());
+                }
                 let holders = status.membership.quorum_value(|voter| {
                     let disk = &nodes[slot(voter)].disk.log;
                     Some(disk.get(at(LogIndex(index)) - 1) == Some(entry))
@@ -401,6 +447,12 @@ impl Checks {
                 "I9: {id} moves its commit index to {:?} in term {term}",
                 entry.pos
             );
+        }
+        if let Some(index) = node.removed {
+            let brought = self.committed.get(at(index) - 1).map(|entry| &entry.body);
+            let removes =
+                matches!(brought, Some(Body::Config(membership)) if membership.is_removed(id));
+            assert!(removes, "{id} is told it is removed at {index}, which is {brought:?}");
         }
         for (own, committed) in node.state.iter().zip(&self.committed) {
             assert!(own == committed, "I6: {id} applied {own:?}, committed is {committed:?}");

@@ -15,8 +15,8 @@ use bytes::Bytes;
 pub(crate) use checks::{Checks, End, Tally};
 use raft_core::{
     Ballot, Body, Config, Effect, Effects, Entry, Envelope, FatalError, FetchFailed, FetchId,
-    Input, LogIndex, LogPos, Membership, Micros, NodeId, NodeInfo, PersistSeq, Raft, Recovered,
-    RoleChange, RoleKind, Status, Term, Ticket, WriteOp, codec,
+    Input, LogIndex, LogPos, Membership, MembershipChange, Micros, NodeId, NodeInfo, PersistSeq,
+    Raft, Recovered, RoleChange, RoleKind, Status, Term, Ticket, WriteOp, codec,
 };
 
 /// What survives a crash.
@@ -44,6 +44,8 @@ impl Disk {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) id: NodeId,
+    /// The membership it was formatted with; a node that joins has none.
+    pub(crate) first_membership: Option<Arc<Membership>>,
     pub(crate) raft: Option<Raft>,
     pub(crate) config: Config,
     pub(crate) disk: Disk,
@@ -60,6 +62,36 @@ pub(crate) struct Node {
     pub(crate) boot: u64,
     pub(crate) fatal: Option<FatalError>,
     pub(crate) roles: Vec<RoleChange>,
+    /// It was told that it is removed, by the membership at this index.
+    pub(crate) removed: Option<LogIndex>,
+}
+
+impl Node {
+    fn new(
+        id: NodeId,
+        config: Config,
+        first_membership: Option<Arc<Membership>>,
+        disk: Disk,
+        applied: usize,
+    ) -> Self {
+        Self {
+            id,
+            first_membership,
+            raft: None,
+            config,
+            written: disk.log.clone(),
+            state: disk.log[..applied].to_vec(),
+            state_durable: applied,
+            disk,
+            writes: VecDeque::new(),
+            to_apply: VecDeque::new(),
+            fetches: VecDeque::new(),
+            boot: 0,
+            fatal: None,
+            roles: Vec::new(),
+            removed: None,
+        }
+    }
 }
 
 /// All of it.
@@ -70,7 +102,7 @@ pub(crate) struct Cluster {
     /// Links that lose everything, by direction.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
     pub(crate) now: Micros,
-    pub(crate) membership: Arc<Membership>,
+    config: Config,
     pub(crate) checks: Checks,
     /// What was emitted, for whoever wants to read it.
     pub(crate) journal: Vec<(NodeId, Effect)>,
@@ -126,20 +158,8 @@ impl Cluster {
             .nodes()
             .keys()
             .zip(disks.into_iter().zip(applied))
-            .map(|(id, (disk, applied))| Node {
-                id: *id,
-                raft: None,
-                config: config.clone(),
-                written: disk.log.clone(),
-                state: disk.log[..*applied].to_vec(),
-                state_durable: *applied,
-                disk,
-                writes: VecDeque::new(),
-                to_apply: VecDeque::new(),
-                fetches: VecDeque::new(),
-                boot: 0,
-                fatal: None,
-                roles: Vec::new(),
+            .map(|(id, (disk, applied))| {
+                Node::new(*id, config.clone(), Some(Arc::clone(&membership)), disk, *applied)
             })
             .collect();
         let mut cluster = Self {
@@ -147,7 +167,7 @@ impl Cluster {
             network: VecDeque::new(),
             cut: BTreeSet::new(),
             now: Micros(1_000_000),
-            membership,
+            config: config.clone(),
             checks: Checks::default(),
             journal: Vec::new(),
             keep_journal: false,
@@ -159,6 +179,14 @@ impl Cluster {
             cluster.restart(id);
         }
         cluster
+    }
+
+    /// Starts another node, which knows of no membership, and returns its id.
+    pub(crate) fn join(&mut self) -> NodeId {
+        let id = node_id(self.nodes.len() as u64 + 1);
+        self.nodes.push(Node::new(id, self.config.clone(), None, Disk::default(), 0));
+        self.restart(id);
+        id
     }
 
     pub(crate) fn ids(&self) -> Vec<NodeId> {
@@ -200,7 +228,7 @@ impl Cluster {
         for effect in out {
             self.perform(id, effect);
         }
-        self.checks.after_flush(&self.nodes, id, &self.membership);
+        self.checks.after_flush(&self.nodes, id);
     }
 
     /// Both.
@@ -234,6 +262,7 @@ impl Cluster {
             }
             Effect::Role(change) => node.roles.push(change),
             Effect::Fatal(error) => node.fatal = Some(error),
+            Effect::Removed { at } => node.removed = Some(at),
             Effect::ReadReady { .. } | Effect::Reply { .. } | Effect::MembershipEffective(_) => {}
         }
     }
@@ -309,7 +338,8 @@ impl Cluster {
         let node = self.node(id);
         let log = &node.disk.log;
         let mut terms: Vec<LogPos> = Vec::new();
-        let mut memberships = vec![(LogIndex(0), Arc::clone(&self.membership))];
+        let first = node.first_membership.iter();
+        let mut memberships: Vec<_> = first.map(|it| (LogIndex(0), Arc::clone(it))).collect();
         for entry in log {
             if terms.last().is_none_or(|run| run.term != entry.pos.term) {
                 terms.push(entry.pos);
@@ -336,6 +366,7 @@ impl Cluster {
         let (now, seed) = (self.now, self.seed);
         let node = &mut self.nodes[slot(id)];
         node.boot += 1;
+        node.removed = None;
         // Another seed for every node and boot, else elections tie.
         let seed = seed ^ (id.get() << 32) ^ node.boot;
         let raft = Raft::new(id, node.config.clone(), recovered, seed, now);
@@ -347,6 +378,20 @@ impl Cluster {
     pub(crate) fn propose(&mut self, id: NodeId, commands: Vec<Bytes>) -> Ticket {
         let ticket = self.ticket(id, true);
         self.input(id, Input::Propose { ticket, commands });
+        ticket
+    }
+
+    /// Asks a node to change the membership.
+    pub(crate) fn change(&mut self, id: NodeId, change: impl Into<MembershipChange>) -> Ticket {
+        let ticket = self.ticket(id, true);
+        self.input(id, Input::ChangeMembership { ticket, change: change.into() });
+        ticket
+    }
+
+    /// Asks a node to hand over its leadership.
+    pub(crate) fn transfer(&mut self, id: NodeId, to: Option<NodeId>) -> Ticket {
+        let ticket = self.ticket(id, true);
+        self.input(id, Input::TransferLeader { ticket, to });
         ticket
     }
 

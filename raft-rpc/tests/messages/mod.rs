@@ -397,5 +397,8 @@ fn peer_messages() -> Vec<(&'static str, Message)> {
         ("vote reply", Message::VoteReply { kind: VoteKind::Real, granted: true, asked: Term(8) }),
         ("read index", Message::ReadIndex { id: Ticket(99) }),
         ("read index reply", Message::ReadIndexReply { id: Ticket(99), index: LogIndex(43) }),
+        ("transfer vote", Message::Vote { kind: VoteKind::Transfer, last: pos(7, 43) }),
+        ("timeout now", Message::TimeoutNow { at: pos(7, 43) }),
+        ("removed", Message::Removed { at: LogIndex(43) }),
     ]
 }

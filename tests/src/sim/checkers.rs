@@ -396,7 +396,7 @@ impl Checkers {
         let ballot = view.durable_ballot;
         let id = envelope.from;
         match &envelope.msg {
-            Message::Vote { kind: VoteKind::Real, .. } => {
+            Message::Vote { kind: VoteKind::Real | VoteKind::Transfer, .. } => {
                 require!(
                     ballot.term > envelope.term
                         || ballot.term == envelope.term && ballot.voted_for == Some(id),
@@ -404,7 +404,11 @@ impl Checkers {
                     envelope.term
                 );
             }
-            Message::VoteReply { kind: VoteKind::Real, granted: true, asked } => {
+            Message::VoteReply {
+                kind: VoteKind::Real | VoteKind::Transfer,
+                granted: true,
+                asked,
+            } => {
                 let to = envelope.to;
                 let granted = *self.grants.entry((node, asked.0)).or_insert(to.get());
                 require!(
@@ -466,7 +470,9 @@ impl Checkers {
             | Message::VoteReply { .. }
             | Message::AppendReject { .. }
             | Message::ReadIndex { .. }
-            | Message::ReadIndexReply { .. } => {}
+            | Message::ReadIndexReply { .. }
+            | Message::TimeoutNow { .. }
+            | Message::Removed { .. } => {}
         }
         Ok(())
     }

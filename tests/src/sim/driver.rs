@@ -556,5 +556,7 @@ fn brief(envelope: &Envelope) -> String {
         }
         Message::ReadIndex { id } => format!("read index? {id}"),
         Message::ReadIndexReply { id, index } => format!("read index {id}: {index}"),
+        Message::TimeoutNow { at } => format!("take over at {}/{}", at.index, at.term),
+        Message::Removed { at } => format!("removed at {at}"),
     }
 }
