@@ -15,7 +15,11 @@ pub struct Config {
     pub election_min: Duration,
     /// The random part added to `election_min`. At least one heartbeat. 300 ms.
     pub election_jitter: Duration,
-    /// When the oldest write is unfinished for so long, a leader falls silent. 1 s.
+    /// Whether a follower takes [`Input::PeerDisconnected`](crate::Input::PeerDisconnected) as a hint
+    /// that its leader is gone. To be off wherever a promise not to vote outlives the connection. On.
+    pub fast_failover: bool,
+    /// When the oldest write is unfinished for so long, a leader falls silent, so that it loses its
+    /// place within two election timeouts. 1 s.
     pub persist_stall: Duration,
     /// How long a follower that misses nothing but a higher commit index waits for the next entries
     /// to bring it, before it is told in a message of its own. A caller that waits for each write
@@ -47,6 +51,7 @@ impl Default for Config {
             heartbeat: Duration::from_millis(50),
             election_min: Duration::from_millis(300),
             election_jitter: Duration::from_millis(300),
+            fast_failover: true,
             persist_stall: Duration::from_secs(1),
             commit_delay: Duration::ZERO,
             max_append_bytes: 1 << 20,

@@ -67,6 +67,11 @@ pub enum Input {
     },
     /// The connection to a peer broke, or its queue was full and messages to it were dropped.
     PeerUnreachable(NodeId),
+    /// The connection that a peer's messages come over broke; to be given after all that came over it.
+    /// A process that ends is seen so at once, long before its silence is. If it was the leader, a
+    /// follower asks for votes in trial at once and refuses none until it hears of the leader again.
+    /// Who still hears the leader refuses, so a single broken link changes nothing.
+    PeerDisconnected(NodeId),
 }
 
 /// Entries asked for could not be loaded.

@@ -27,7 +27,8 @@
 //!    the next start as [`Recovered::applied`].
 //! 3. [`Effect::Send`] is legal to perform at once: whatever depends on the disk has been held back.
 //!    Messages may be lost, repeated and reordered; they must not be altered, and must come from who
-//!    they say. Never wait for a slow peer: drop, and report [`Input::PeerUnreachable`].
+//!    they say. Never wait for a slow peer: drop, and report [`Input::PeerUnreachable`]. If the
+//!    connection breaks over which a peer's messages come, report [`Input::PeerDisconnected`].
 //! 4. Give inputs one at a time, with a clock that does not go back. Read everything that has arrived
 //!    before [`Input::Timer`], which is due at [`Raft::deadline`]. Call [`Raft::flush`] at least after
 //!    each batch of inputs.
@@ -38,7 +39,9 @@
 //! # What it promises
 //!
 //! Elections are held in trial first, a leader that no quorum answers steps down, and votes are
-//! refused while a leader is heard: always, not by option. An entry is applied only when it is
+//! refused while a leader is heard: always, not by option. A leader whose process ends is replaced
+//! within about a heartbeat where its connections' end is reported, one that falls silent within two
+//! election timeouts. An entry is applied only when it is
 //! committed and durable on this node. Every ticket ends exactly once ([`Outcome`]). Everything is
 //! bounded by [`Config`]. No message of a peer makes it panic; a message that proves lost or forked
 //! data halts it ([`Effect::Fatal`]).

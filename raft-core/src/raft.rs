@@ -113,6 +113,11 @@ impl Raft {
                     leader.on_unreachable(&self.common, id);
                 }
             }
+            Input::PeerDisconnected(id) => match &mut self.role {
+                Role::Leader(leader) => leader.on_unreachable(&self.common, id),
+                Role::Follower(follower) => follower.on_disconnected(&mut self.common, id),
+                Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {}
+            },
         }
     }
 

@@ -55,6 +55,7 @@ fn joint(draw: &mut Draw) -> Arc<Membership> {
 fn small_config(draw: &mut Draw) -> Config {
     let pick = |draw: &mut Draw, of: &[usize]| of[draw.below(of.len())];
     Config {
+        fast_failover: draw.one_in(2),
         max_append_bytes: pick(draw, &[1, 100, 500, 1 << 20]),
         max_inflight_messages: pick(draw, &[1, 2, 8]),
         max_inflight_bytes: pick(draw, &[1, 300, 1 << 20]),
@@ -217,7 +218,12 @@ fn run(seed: u64) -> (u64, Tally) {
             14 if draw.one_in(10) => {
                 let other = ids[draw.below(ids.len())];
                 if cluster.is_up(id) {
-                    cluster.input(id, Input::PeerUnreachable(other));
+                    let input = if draw.one_in(2) {
+                        Input::PeerUnreachable(other)
+                    } else {
+                        Input::PeerDisconnected(other)
+                    };
+                    cluster.input(id, input);
                 }
             }
             _ => {

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod commit_delay;
+mod failover;
 mod invariants;
 mod membership;
 mod transcripts;

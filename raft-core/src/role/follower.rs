@@ -33,6 +33,8 @@ pub(crate) struct Follower {
 pub(crate) struct Leading {
     pub(crate) id: NodeId,
     pub(crate) last_contact: Micros,
+    /// Nothing says that its connection broke after that.
+    pub(crate) is_connected: bool,
 }
 
 /// Reads of this node that the leader is asked about, one question for all of a flush.
@@ -88,6 +90,19 @@ impl Follower {
     /// Someone leads or may soon.
     pub(crate) fn restart_timeout(&mut self, now: Micros) {
         self.election_at = now.after(self.timeout);
+    }
+
+    /// The connection to a peer broke. If it leads, the next election is due within a heartbeat: not
+    /// for all followers at the same moment, lest they share the votes.
+    pub(crate) fn on_disconnected(&mut self, common: &mut Common, id: NodeId) {
+        if !common.config.fast_failover {
+            return;
+        }
+        if let Some(leading) = self.leader.as_mut().filter(|leading| leading.id == id) {
+            leading.is_connected = false;
+            let pause = common.draw(Duration::ZERO, common.config.heartbeat);
+            self.election_at = self.election_at.min(common.now.after(pause));
+        }
     }
 
     pub(crate) fn deadline(&self) -> Micros {
@@ -188,6 +203,7 @@ impl Raft {
             Role::Follower(follower) if term == self.common.ballot.term => {
                 if let Some(leading) = &mut follower.leader {
                     leading.last_contact = now;
+                    leading.is_connected = true;
                     let id = leading.id;
                     follower.restart_timeout(now);
                     Some(id)

@@ -93,7 +93,7 @@ impl Raft {
                 Role::PreCandidate(_) | Role::Candidate(_) | Role::Leader(_) | Role::Halted,
             ) => now.after(self.common.draw_retry()),
         };
-        let leader = leader.map(|id| Leading { id, last_contact: now });
+        let leader = leader.map(|id| Leading { id, last_contact: now, is_connected: true });
         self.change_role(Role::Follower(Follower::new(leader, timeout, election_at)));
     }
 
@@ -133,13 +133,15 @@ impl Raft {
     }
 
     /// Whether this node refuses to take part in an election that `asker` wants: it leads, or has
-    /// heard from the leader within the shortest election timeout (Raft §6, thesis §4.2.3).
+    /// heard from the leader within the shortest election timeout (Raft §6, thesis §4.2.3) and the
+    /// connection to it has not broken since.
     fn is_sticky(&self, asker: NodeId) -> bool {
         match &self.role {
             Role::Leader(_) => true,
             Role::Follower(Follower { leader: Some(leading), .. }) => {
                 // The known leader itself has given up its place if it asks.
                 leading.id != asker
+                    && leading.is_connected
                     && leading.last_contact.after(self.common.config.election_min) > self.common.now
             }
             Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => false,
