@@ -90,6 +90,9 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Size at which a table is cut (at the next change of the user key).
     pub table_bytes: u64,
+    /// How many files of tables are kept open at most, at least 1; further ones are opened when they are read. Each
+    /// reader may have one more, each job that writes tables, and the logs have a few.
+    pub max_open_files: usize,
     /// With [`Executor::Threads`]: compactions that run beside each other, at least 1.
     pub compaction_threads: usize,
     /// How many runs of level 0 (one per flush) that overlap at one key start a compaction.
@@ -147,6 +150,7 @@ impl Options {
             compression: Compression::Lz4,
             cache_bytes: 256 * MIB,
             table_bytes: 64 * MIB as u64,
+            max_open_files: 512,
             compaction_threads: 1,
             l0_trigger: 4,
             l0_stop: 36,
@@ -191,6 +195,7 @@ impl Options {
             ("index_partition_bytes", self.index_partition_bytes, 1),
             ("filter_bits_per_key", self.filter_bits_per_key, 1),
             ("compaction_threads", self.compaction_threads, 1),
+            ("max_open_files", self.max_open_files, 1),
             ("l0_trigger", self.l0_trigger, 1),
             ("l0_stop", self.l0_stop, self.l0_trigger + 1),
         ];

@@ -118,7 +118,8 @@ fn tables(vfs: &MemVfs, rows: &[&Row], table_rows: usize, number: &mut u64) -> V
         }
         let meta = builder.finish().expect("writes");
         let graveyard = Arc::new(Mutex::new(Vec::new()));
-        let table = Table::open(vfs, &path, meta, Arc::clone(&cache), graveyard).expect("opens");
+        let file = vfs.open_read(&path).expect("is there");
+        let table = Table::open(file, &path, meta, Arc::clone(&cache), graveyard).expect("opens");
         tables.push(Arc::new(table));
     }
     tables

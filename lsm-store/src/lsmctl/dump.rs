@@ -104,7 +104,8 @@ fn show_item(item: &Item, show: Show) -> String {
 fn table(vfs: &dyn Vfs, path: &Path, show: Show, limit: u64) -> Result<()> {
     let meta = meta(vfs, path)?;
     let cache = Arc::new(BlockCache::new(0));
-    let table = Table::open(vfs, path, meta, cache, Graveyard::default())?;
+    let file = vfs.open_read(path).context("open", path)?;
+    let table = Table::open(file, path, meta, cache, Graveyard::default())?;
     let meta = table.meta();
     println!(
         "table uid {:032x} partition {} bytes {} entries {} deletes {} sequences {} to {}",

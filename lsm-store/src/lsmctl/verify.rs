@@ -16,8 +16,11 @@ use crate::manifest::version::Version;
 use crate::sstable::reader::{Graveyard, Table};
 use crate::sstable::verify::verify_table;
 use crate::types::FileNumber;
-use crate::vfs::Vfs;
+use crate::vfs::{FilePool, Vfs};
 use crate::wal;
+
+/// Tables that are open at the same time.
+const OPEN_FILES: usize = 64;
 
 /// What was looked at, and what is wrong with it.
 #[derive(Debug, Default)]
@@ -35,7 +38,7 @@ struct Report {
 pub(super) fn run(vfs: &Arc<dyn Vfs>, dir: &Path, output: Format) -> Result<Outcome> {
     let store = Closed::read(&**vfs, dir)?;
     let mut report = Report::default();
-    tables(&**vfs, &store, &mut report)?;
+    tables(vfs, &store, &mut report)?;
     log(&**vfs, &store, &mut report)?;
     if output == Format::Json {
         let findings: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
@@ -63,13 +66,19 @@ pub(super) fn run(vfs: &Arc<dyn Vfs>, dir: &Path, output: Format) -> Result<Outc
     Ok(if report.findings.is_empty() { Outcome::Sound } else { Outcome::Damaged })
 }
 
-fn tables(vfs: &dyn Vfs, store: &Closed, report: &mut Report) -> Result<()> {
+fn tables(vfs: &Arc<dyn Vfs>, store: &Closed, report: &mut Report) -> Result<()> {
     let cache = Arc::new(BlockCache::new(0));
+    let files = FilePool::new(Arc::clone(vfs), OPEN_FILES);
     let mut open: BTreeMap<FileNumber, Arc<Table>> = BTreeMap::new();
     for (number, placed) in &store.state.tables {
         let path = table_path(&store.dir, *number);
         let meta = placed.meta.clone();
-        let checked = Table::open(vfs, &path, meta, Arc::clone(&cache), Graveyard::default())
+        let checked = files
+            .open_read(&path)
+            .context("open", &path)
+            .and_then(|file| {
+                Table::open(file, &path, meta, Arc::clone(&cache), Graveyard::default())
+            })
             .and_then(|table| verify_table(&table).map(|_blocks| table));
         match checked {
             Ok(table) => {
@@ -87,7 +96,7 @@ fn tables(vfs: &dyn Vfs, store: &Closed, report: &mut Report) -> Result<()> {
         report.findings.push(error);
     }
     let listed = |path: &PathBuf| parse_table(path).is_some_and(|n| open.contains_key(&n));
-    let on_disk = names(vfs, &table_dir(&store.dir))?;
+    let on_disk = names(&**vfs, &table_dir(&store.dir))?;
     report.unlisted =
         on_disk.iter().filter(|path| parse_table(path).is_some() && !listed(path)).count();
     Ok(())

@@ -101,18 +101,17 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Opens a table and checks that footer and properties say what the manifest says.
+    /// The table in a file at a path; checks that footer and properties say what the manifest says.
     ///
     /// # Errors
     /// `Io`; `Corruption` if anything differs; `UnknownVersion`.
     pub(crate) fn open(
-        vfs: &dyn Vfs,
+        file: Arc<dyn VfsFile>,
         path: &Path,
         meta: TableMeta,
         cache: Arc<BlockCache>,
         graveyard: Graveyard,
     ) -> Result<Self> {
-        let file = vfs.open_read(path).context("open", path)?;
         let len = file.len().context("measure", path)?;
         if len != meta.len {
             return Err(Error::corruption(
@@ -657,7 +656,8 @@ pub(crate) mod tests {
             builder.add(key, 1, Kind::Value, b"value").expect("adds");
         }
         let meta = builder.finish().expect("finishes");
-        let table = Table::open(&vfs, path, meta, Arc::clone(cache), Graveyard::default());
+        let file = vfs.open_read(path).expect("is there");
+        let table = Table::open(file, path, meta, Arc::clone(cache), Graveyard::default());
         Arc::new(table.expect("opens"))
     }
 }

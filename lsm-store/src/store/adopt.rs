@@ -299,7 +299,8 @@ impl IncomingSnapshot {
         for placed in self.description.state.tables.values() {
             let path = self.complete_path(placed.meta.uid);
             let (cache, graveyard) = (Arc::clone(&cache), Graveyard::default());
-            Table::open(&*self.vfs, &path, placed.meta.clone(), cache, graveyard)?;
+            let file = self.vfs.open_read(&path).context("open", &path)?;
+            Table::open(file, &path, placed.meta.clone(), cache, graveyard)?;
         }
         let Self { vfs, store_dir, dir, description, .. } = self;
         Ok(StagedSnapshot { vfs, store_dir, dir, description })

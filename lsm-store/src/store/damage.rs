@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cache::BlockCache;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::events::Event;
 use crate::manifest::current::table_path;
 use crate::manifest::edit::Item;
@@ -28,7 +28,7 @@ use crate::sstable::reader::{Graveyard, Table};
 use crate::sstable::verify::{locate_damage, verify_table};
 use crate::store::inner::Inner;
 use crate::types::{FileNumber, KeyRange, PartitionId};
-use crate::vfs::Vfs;
+use crate::vfs::FilePool;
 
 /// What is known of damage that an earlier opening of the store found.
 const FOUND_EARLIER: &str = "found by an earlier opening of the store";
@@ -157,7 +157,7 @@ impl Inner {
 /// manifest if a table is missing and there are others that it does not list: then it is the manifest that
 /// is wrong, cut off or an old copy, and its tables are not the store's.
 pub(crate) fn open_tables(
-    vfs: &dyn Vfs,
+    files: &Arc<FilePool>,
     dir: &Path,
     options: &Options,
     manifest: &Path,
@@ -171,7 +171,9 @@ pub(crate) fn open_tables(
         let path = table_path(dir, *number);
         let (cache, graveyard) = (Arc::clone(cache), Arc::clone(graveyard));
         let meta = placed.meta.clone();
-        let opened = Table::open(vfs, &path, meta, Arc::clone(&cache), Arc::clone(&graveyard));
+        let opened = files.open_read(&path).context("open", &path).and_then(|file| {
+            Table::open(file, &path, meta, Arc::clone(&cache), Arc::clone(&graveyard))
+        });
         let table = match opened {
             Ok(table) => table,
             Err(reason) => {

@@ -50,7 +50,7 @@ use crate::store::space::Space;
 use crate::store::superversion::SuperVersion;
 use crate::store::visible::VisibleCell;
 use crate::types::Position;
-use crate::vfs::{Vfs, VfsLock};
+use crate::vfs::{FilePool, Vfs, VfsLock};
 
 /// What changes under the `state` lock.
 #[derive(Debug)]
@@ -143,6 +143,8 @@ pub(crate) struct Inner {
     pub(crate) dir: PathBuf,
     pub(crate) options: Options,
     pub(crate) executor: Executor,
+    /// Of the tables.
+    pub(crate) files: Arc<FilePool>,
     pub(crate) cache: Arc<BlockCache>,
     pub(crate) graveyard: Graveyard,
     pub(crate) superversion: ArcSwap<SuperVersion>,
@@ -284,7 +286,8 @@ impl Inner {
     pub(crate) fn open_table(&self, meta: TableMeta) -> Result<Arc<Table>> {
         let path = table_path(&self.dir, meta.number);
         let (cache, graveyard) = (Arc::clone(&self.cache), Arc::clone(&self.graveyard));
-        let table = Table::open(&*self.vfs, &path, meta, cache, graveyard)?;
+        let file = self.files.open_read(&path).context("open", &path)?;
+        let table = Table::open(file, &path, meta, cache, graveyard)?;
         Ok(Arc::new(table.reporting_to(Arc::clone(&self.reports))))
     }
 

@@ -166,6 +166,8 @@ pub struct Metrics {
     pub merges_refused: u64,
     /// Bytes free on the device when last measured; `None` before, or without a reserve.
     pub free_space_bytes: Option<u64>,
+    /// Tables whose files are open now, at most [`Options::max_open_files`](crate::Options::max_open_files).
+    pub open_tables: usize,
     /// Tables of which something is damaged.
     pub damaged_tables: usize,
     /// Bytes read in search of damage.
@@ -237,6 +239,7 @@ impl Inner {
             delay_micros: c.delay_micros.metrics(),
             compaction_debt: self.backlog.debt(),
             merges_refused: c.merges_refused.get(),
+            open_tables: self.files.open_files(),
             damaged_tables,
             scrub_bytes: c.scrub_bytes.get(),
             scrub_passes: c.scrub_passes.get(),

@@ -44,7 +44,7 @@ use crate::store::retention::Retention;
 use crate::store::space::Space;
 use crate::store::superversion::SuperVersion;
 use crate::store::visible::{Visible, VisibleCell};
-use crate::vfs::{Vfs, VfsLock, create_dir_durable};
+use crate::vfs::{FilePool, Vfs, VfsLock, create_dir_durable};
 
 /// Opens or creates the store in `dir`.
 pub(crate) fn open(
@@ -86,7 +86,8 @@ pub(crate) fn open(
     let mut orphans = vfs.list(&tables_in).context("list", &tables_in)?;
     orphans.retain(|path| parse_table(path).is_some_and(|n| !state.tables.contains_key(&n)));
     let shared = (&cache, &graveyard, &reports);
-    let tables = open_tables(&*vfs, dir, &options, &manifest, state, &orphans, shared)?;
+    let files = FilePool::new(Arc::clone(&vfs), options.max_open_files);
+    let tables = open_tables(&files, dir, &options, &manifest, state, &orphans, shared)?;
     let tables: BTreeMap<_, _> = tables.into_iter().map(|t| (t.meta().number, t)).collect();
     let given_out = state.next_file;
     let catalog = Catalog::start(Arc::clone(&vfs), dir, &options, executor, contents, &listing)?;
@@ -136,6 +137,7 @@ pub(crate) fn open(
     let space = Space::new(&options);
     let inner = Inner {
         vfs,
+        files,
         dir: dir.to_path_buf(),
         options,
         executor,

@@ -29,7 +29,7 @@ use crate::store::jobs::layout;
 use crate::store::recovery::lock;
 use crate::store::snapshot::Description;
 use crate::types::PartitionId;
-use crate::vfs::{Vfs, create_dir_durable};
+use crate::vfs::{FilePool, Vfs, create_dir_durable};
 use crate::wal;
 
 /// What [`Store::salvage`] kept and lost.
@@ -70,7 +70,8 @@ impl Store {
         let reports = Arc::<DamageReports>::default();
         let lenient = Options { refuse_damaged: false, ..options.clone() };
         let shared = (&cache, &graveyard, &reports);
-        let tables = open_tables(&*vfs, dir, &lenient, &manifest, &state, &[], shared)?;
+        let files = FilePool::new(Arc::clone(&vfs), options.max_open_files);
+        let tables = open_tables(&files, dir, &lenient, &manifest, &state, &[], shared)?;
         new_dir(&*vfs, to)?;
         let mut salvaged = Salvaged::default();
         let mut kept = Vec::new();

@@ -17,9 +17,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 mod mem;
+mod pool;
 mod real;
 
 pub use mem::{CrashPolicy, DataLoss, Fault, FaultKind, FaultWhen, MemVfs, NameLoss, OpSet};
+pub(crate) use pool::FilePool;
 pub use real::RealVfs;
 
 /// A file system.
