@@ -240,9 +240,13 @@ impl Model {
                 self.floor = self.floor.max(at % (self.last[0] + 1));
                 self.stands()
             }
-            Op::Flush | Op::StartFlush | Op::Verify | Op::Close | Op::Repair { .. } => {
-                self.stands()
-            }
+            Op::Flush
+            | Op::StartFlush
+            | Op::Verify
+            | Op::Scrub(_)
+            | Op::Compact { .. }
+            | Op::Close
+            | Op::Repair { .. } => self.stands(),
             Op::Kill | Op::Crash { .. } => {
                 self.views.clear();
                 self.iters.clear();

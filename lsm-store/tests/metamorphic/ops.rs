@@ -100,6 +100,14 @@ pub(crate) enum Op {
         start: Key,
         end: Option<Key>,
     },
+    /// A range brought down to the last level; without an end, everything from a key on.
+    Compact {
+        partition: usize,
+        start: Key,
+        end: Option<Key>,
+    },
+    /// Reads so many bytes of tables in search of damage, which there is none of.
+    Scrub(u64),
     Flush,
     StartFlush,
     Verify,
@@ -259,9 +267,14 @@ impl Generator {
                 let end = self.rng.chance(1, 2).then(|| self.key());
                 Op::Repair { partition: self.partition(), start: self.key(), end }
             }
+            87 => {
+                let end = self.rng.chance(1, 2).then(|| self.key());
+                Op::Compact { partition: self.partition(), start: self.key(), end }
+            }
             81..=88 => Op::Flush,
             89..=91 => Op::StartFlush,
-            92..=93 => Op::Verify,
+            92 => Op::Verify,
+            93 => Op::Scrub(scaled(&mut self.rng, 1, 1 << 16)),
             94..=95 => Op::Close,
             96..=97 => Op::Kill,
             _ => Op::Crash { policy: self.number(), seed: self.rng.next_u64() },

@@ -441,6 +441,19 @@ impl Player {
                 self.store().start_flush().expect("starts");
                 self.stands()
             }
+            Op::Compact { partition, start, end } => {
+                let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                let lower = Bound::Included(start.as_slice());
+                self.store().compact(id(*partition), lower, upper).expect("compacts");
+                // It begins with a flush.
+                self.durable = self.written();
+                self.stands()
+            }
+            Op::Scrub(budget) => {
+                self.store().scrub_step(*budget).expect("reads");
+                assert_eq!(self.store().damage().expect("tells"), [], "nothing is damaged");
+                self.stands()
+            }
             Op::Verify => {
                 self.store().verify().expect("sound");
                 self.stands()

@@ -163,6 +163,8 @@ fn without(op: &Op, part: usize) -> Option<Op> {
         | Op::Digest { .. }
         | Op::Copy
         | Op::Repair { .. }
+        | Op::Compact { .. }
+        | Op::Scrub(_)
         | Op::Flush
         | Op::StartFlush
         | Op::Verify
