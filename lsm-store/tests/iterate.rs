@@ -101,6 +101,33 @@ fn changes_come_by_key_with_deletes_and_only_above_the_floor() {
     assert_eq!(changes(3).expect("reads").len(), 3, "above the floor");
 }
 
+/// More versions than are stepped over one by one, above, within and below what is wanted.
+#[test]
+fn wanted_versions_are_found_among_many_that_are_not() {
+    let store = open(&Arc::new(MemVfs::new(1)));
+    for n in 1..=60_u8 {
+        write(&store, &[&[put(b"a", &[n]), put(b"b", &[n])]]);
+    }
+    let view = store.view_at(DATA, SequenceNumber(40)).expect("all is history");
+    let mut changes =
+        view.changes(DATA, SequenceNumber(21), Included(b"a"), Unbounded).expect("above the floor");
+    for key in [b"a", b"b"] {
+        for n in (21..=40).rev() {
+            assert!(changes.next().expect("moves"), "{n} is wanted");
+            assert_eq!((changes.key(), changes.sequence().0), (&key[..], n), "newest first");
+            assert_eq!(changes.value(), Some(&[u8::try_from(n).expect("small")][..]), "{n}");
+        }
+    }
+    assert!(!changes.next().expect("moves"), "none is left");
+    assert!(changes.seek(b"").expect("moves"), "from the lower bound");
+    assert_eq!((changes.key(), changes.sequence().0), (&b"a"[..], 40), "the newest wanted");
+    assert!(changes.next_key().expect("moves"), "there is another key");
+    assert_eq!((changes.key(), changes.sequence().0), (&b"b"[..], 40), "all of a is passed");
+    let mut above = view.versions(DATA, Excluded(b"a"), Unbounded).expect("opens");
+    assert!(above.seek(b"a").expect("moves"), "from the lower bound");
+    assert_eq!(above.key(), b"b", "a is out of bounds");
+}
+
 /// Counts calls of the file system: what is passed over is not read.
 #[test]
 fn parts_of_tables_outside_the_bounds_or_without_changes_are_not_read() {

@@ -164,6 +164,29 @@ fn ranges() -> Vec<KeyRange> {
 }
 
 #[test]
+fn an_export_for_a_copy_that_is_behind_has_nothing_that_was_written_after() {
+    let vfs = MemVfs::new(1);
+    let (good, behind) =
+        (open(&vfs, "/good", 1).expect("opens"), open(&vfs, "/bad", 2).expect("opens"));
+    fill(&behind, LAST - 100);
+    fill(&good, LAST - 100);
+    let before = rows_at(&behind, DATA, LAST - 100).expect("reads");
+    // Every key is written again, some in memory only.
+    fill(&good, LAST);
+    let staged = fetch(&good, &behind, &all(DATA), "/export").expect("fetched");
+    behind.excise_and_ingest(&staged).expect("replaced");
+    assert_eq!(behind.last_sequence(DATA).0, LAST - 100, "as far as it was");
+    assert_eq!(rows_at(&behind, DATA, LAST - 100).expect("reads"), before, "the same");
+    for n in 0..KEYS {
+        // Past any view: whatever is in tables shows.
+        let found = behind.get(DATA, &key(n)).expect("reads");
+        assert!(found.is_none_or(|f| f.sequence.0 <= LAST - 100), "a write of later: key {n}");
+    }
+    fill(&behind, LAST);
+    check_same(&good, &behind, "after the same writes");
+}
+
+#[test]
 fn a_range_is_replaced_by_what_a_copy_exports_and_both_hold_the_same() {
     for (i, range) in ranges().into_iter().enumerate() {
         let vfs = MemVfs::new(1);

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::ops::Bound::Unbounded;
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -227,7 +227,7 @@ fn maintain(store: &Store, dir: &Path, seed: u64) {
     loop {
         let _woken = crossbeam_channel::after(Duration::from_millis(rng.below(30))).recv().is_ok();
         let last = store.last_sequence(DATA).0;
-        match rng.below(9) {
+        match rng.below(11) {
             0..=3 => {
                 let floor = SequenceNumber(last.saturating_sub(HISTORY));
                 must("raise the floor", store.set_floor(DATA, floor));
@@ -246,6 +246,14 @@ fn maintain(store: &Store, dir: &Path, seed: u64) {
                 }
             }
             7 => drop(must("verify", store.verify())),
+            8 => {
+                let mut bound =
+                    || [&[u8::from(rng.chance(1, 2))][..], &rng.below(KEYS).to_be_bytes()].concat();
+                let (lower, upper) = (bound(), bound());
+                let (lower, upper) = (Included(&lower[..]), Excluded(&upper[..]));
+                must("compact", store.compact(DATA, lower, upper));
+            }
+            9 => drop(must("scrub", store.scrub_step(64 << 10))),
             _ => copy(store, &dir.join("copy")),
         }
     }

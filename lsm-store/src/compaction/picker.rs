@@ -586,6 +586,39 @@ mod tests {
     }
 
     #[test]
+    fn a_merge_within_level_0_ends_at_a_much_larger_run_and_at_the_size_of_eight_tables() {
+        let taken = |sizes: &[u64]| {
+            let runs = sizes.iter().zip(20..).map(|(bytes, n)| vec![table(n, *bytes, "a", "z")]);
+            let (shape, claims) = (shape(runs.collect(), []), Claims::default());
+            let picker = Picker { shape: &shape, options: &OPTIONS, partition: 0, claims: &claims };
+            picker.intra_level0_job().expect("four runs are enough").tables().count()
+        };
+        assert_eq!(taken(&[10, 10, 10, 10, 80]), 5, "twice as much as the newer ones together");
+        assert_eq!(taken(&[10, 10, 10, 10, 81]), 4, "more than that");
+        assert_eq!(taken(&[200, 200, 200, 200, 10]), 4, "eight tables' worth is enough");
+        assert_eq!(taken(&[200, 200, 200, 190, 10]), 5, "not yet");
+    }
+
+    #[test]
+    fn the_level_that_is_most_over_its_target_comes_first() {
+        let level = |first, n: u64| -> Vec<Table> {
+            let keys = ["a", "b", "c", "d", "e", "f", "g", "h"];
+            keys.into_iter().zip(first..first + n).map(|(k, n)| table(n, 100, k, k)).collect()
+        };
+        let last = vec![table(1, 10_000, "a", "z")];
+        // Targets are 100 and 1000.
+        let shape_of =
+            |upper| shape(vec![], [(4, level(10, upper)), (5, level(30, 8)), (6, last.clone())]);
+        let mut both = shape_of(3);
+        both.levels[5].extend((0..8).map(|n| table(40 + n, 100, "i", "i")));
+        both.levels[5].sort_by_key(|t| t.number);
+        let pick = pick_of(&both).expect("both are due");
+        assert_eq!(pick.inputs[0].0, 4, "three times its target, not 1.6 times");
+        both.levels[4].truncate(1);
+        assert_eq!(pick_of(&both).expect("one is due").inputs[0].0, 5, "the other is not due");
+    }
+
+    #[test]
     fn a_full_level_gives_up_the_table_with_the_least_below_it() {
         let l5 = vec![table(11, 100, "a", "f"), table(12, 100, "g", "k"), table(13, 100, "l", "z")];
         let l6 = vec![table(1, 900, "a", "c"), table(2, 90, "g", "h"), table(3, 910, "m", "n")];
@@ -657,6 +690,26 @@ mod tests {
         assert_eq!(moved(table(1, 500, "a", "z"), 1), Method::Merge, "gets compressed");
         let deletes = TableInfo { deletes: 1, ..table(1, 500, "a", "z") };
         assert_eq!(moved(deletes, 3), Method::Merge, "deletes may be spent");
+        let garbage = TableInfo { garbage: 1, ..table(1, 500, "a", "z") };
+        assert_eq!(moved(garbage, 3), Method::Merge, "garbage goes by the way");
+    }
+
+    #[test]
+    fn a_table_does_not_move_above_more_tables_than_a_later_merge_should_take_along() {
+        const NAMES: [&str; 12] = ["b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m"];
+        let moves_above = |below: usize| {
+            let l5 = NAMES.iter().take(below).zip(10..).map(|(k, n)| table(n, 60, k, k)).collect();
+            let levels =
+                [(3, vec![table(1, 500, "a", "z")]), (5, l5), (6, vec![table(2, 9000, "n", "y")])];
+            let shape = shape(vec![], levels);
+            let claims = Claims::default();
+            let picker = Picker { shape: &shape, options: &OPTIONS, partition: 0, claims: &claims };
+            let mut inputs = Inputs::new(b"a", b"z");
+            inputs.take(3, shape.level(3));
+            picker.may_move(&inputs, 3, 4)
+        };
+        assert!(moves_above(GRANDPARENTS_MAX), "so many are not too many");
+        assert!(!moves_above(GRANDPARENTS_MAX + 1), "one more is");
     }
 
     #[test]
@@ -674,8 +727,10 @@ mod tests {
     #[test]
     fn tables_dense_with_deletes_go_down_and_stale_rests_at_the_bottom_go() {
         let dense = TableInfo { garbage: 10, deletes: 10, dense: true, ..table(1, 50, "a", "c") };
+        // So large that level 5 has a target: it is not due by its size.
+        let large = vec![table(2, 1000, "b", "f")];
+        let pick = pick_of(&shape(vec![], [(5, vec![dense.clone()]), (6, large)]));
         let l6 = vec![table(2, 900, "b", "f")];
-        let pick = pick_of(&shape(vec![], [(5, vec![dense.clone()]), (6, l6.clone())]));
         assert_eq!(numbers(&pick.expect("dense")), [(5, vec![1]), (6, vec![2])], "down");
         let pick = pick_of(&shape(vec![vec![dense.clone()]], [(6, l6)])).expect("dense");
         assert_eq!(numbers(&pick), [(0, vec![1]), (6, vec![2])], "from level 0, too");
