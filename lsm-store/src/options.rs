@@ -143,7 +143,7 @@ impl Options {
             uid_seed: 0,
             memtable_bytes: 64 * MIB,
             frozen_max: 2,
-            block_bytes: 16 * 1024,
+            block_bytes: 4 * 1024,
             restart_interval: 16,
             index_partition_bytes: 4 * 1024,
             filter_bits_per_key: 10,

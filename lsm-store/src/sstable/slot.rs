@@ -94,8 +94,10 @@ impl SlotName {
 mod tests {
     use super::*;
     use crate::cache::BlockCache;
+    use crate::iter::reading::Purpose;
     use crate::rng::SplitMix64;
     use crate::sstable::filter::key_hash;
+    use crate::sstable::read_ahead::ReadAhead;
     use crate::sstable::reader::Table;
     use crate::sstable::reader::tests::sample_with;
     use crate::types::FileNumber;
@@ -129,6 +131,15 @@ mod tests {
     fn slots_hold_what_the_cache_keeps_and_nothing_else_after_readers_raced() {
         let (keys, cache) = (keys(), Arc::new(BlockCache::new(CACHE_BYTES)));
         let table = table(&keys, &cache);
+        // A walk that leaves nothing in the cache leaves nothing in slots.
+        let mut ahead = ReadAhead::new(Purpose::Reader);
+        for partition in 0..table.top().len() {
+            let index = table.index_partition(partition, true).expect("reads").expect("is there");
+            for at in 0..index.len() {
+                table.block_ahead(&index, at, false, &mut ahead).expect("reads");
+            }
+        }
+        assert_eq!(in_slots(&table), (0, 0), "after a walk past the cache");
         std::thread::scope(|scope| {
             for seed in 0..4 {
                 let (table, keys) = (&table, &keys);
