@@ -47,4 +47,4 @@ pub use types::{
     FileNumber, Found, KeyRange, MAX_EXTRA_BYTES, MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES,
     Op, PartitionId, Position, SequenceNumber,
 };
-pub use wal::{Durability, MAX_BATCH_BYTES, SequenceNumbers, WriteBatch};
+pub use wal::{Durability, MAX_BATCH_BYTES, SequenceNumbers, WalMetrics, WriteBatch};

@@ -8,36 +8,48 @@
 //! ```
 //!
 //! Rules that hold everywhere in here:
-//! 1. A segment gets its name only when its header and head record are durable: it is written in
-//!    `tmp/`, synced, renamed, and both directories are synced.
-//! 2. A segment's header seals its predecessor: number, end and last checksum. All segments but the
-//!    last must be whole up to their seal.
-//! 3. Every record carries how far its segment was synced when it was encoded. Damage below such a
-//!    promise is an error that names file and offset; above it is a torn tail.
+//! 1. A segment gets its name only when its header is durable: it is written in `tmp/`, synced, renamed. Both
+//!    directories are synced before anything in it is said to be durable.
+//! 2. A segment seals its predecessor: number, end and last checksum. In its header, or, if it was prepared
+//!    before the other ended, in its first record, the joint.
+//! 3. Every record carries how far its segment was synced when it was encoded, together with all older
+//!    ones. Damage below such a promise is an error that names file and offset; above it is a torn tail.
 //! 4. Nothing is ever appended to a recovered segment, and nothing on disk is changed in place.
 //! 5. The first failed append or sync ends the writer for good: what is on disk is unknown until the
 //!    journal is opened again.
 //! 6. An I/O error while reading is an error, never the end of the log.
 //!
-//! `recovery.rs` says what happens at open, `scan.rs` how a torn tail is told from damage.
+//! `recovery.rs` says what happens at open, `end.rs` and `scan.rs` how a torn tail is told from damage, `upkeep.rs`
+//! what is done beside the appends.
 
+mod counters;
+mod draft;
+pub(crate) mod end;
 mod reader;
 pub mod record;
 mod recovery;
+mod remover;
+#[cfg(test)]
+mod roll_tests;
 pub(crate) mod scan;
 pub mod segment;
 #[cfg(test)]
 mod space_tests;
+mod syncer;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 mod writer;
 
 use bytes::Bytes;
 
+pub use counters::JournalMetrics;
 pub use reader::JournalReader;
 pub(crate) use recovery::BorrowedRecord;
 pub use recovery::{Recovery, TornTail};
-pub use writer::{Journal, PendingSync};
+pub(crate) use remover::SegmentRemover;
+pub use syncer::PendingSync;
+pub use writer::Journal;
 
 /// Where a record is. Orders like the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,14 +79,17 @@ pub struct JournalOptions {
     /// A new segment is begun before a record that would make the present one larger than this many
     /// bytes. At least 4096; a single larger record still fits.
     pub segment_bytes: u64,
-    /// Whether a new segment reserves all of `segment_bytes`, so that a sync need not record a new
-    /// length. About a third off each sync on ext4.
+    /// Whether space is reserved, in steps, before it is written: a full disk is then noticed before anything
+    /// of the log is touched.
     pub preallocate: bool,
     /// The largest payload accepted, at most [`record::MAX_PAYLOAD_BYTES`].
     pub max_record_bytes: u32,
     /// Where epochs come from, together with the number of the newest segment found: entropy in production, a
     /// seed in a simulation.
     pub epoch_seed: u64,
+    /// Whether a thread of the journal prepares segments, syncs those that were ended and removes those that
+    /// are not needed, so that no append waits for it. Without, the caller's thread does it all.
+    pub helper: bool,
     /// The oldest segment that must be there; older ones are removed at open. 0: not known, the oldest
     /// one found is the first.
     pub oldest_needed: u64,
@@ -89,6 +104,7 @@ impl JournalOptions {
             preallocate: true,
             max_record_bytes: record::MAX_PAYLOAD_BYTES,
             epoch_seed,
+            helper: false,
             oldest_needed: 0,
         }
     }

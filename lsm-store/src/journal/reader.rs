@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use super::record::{HEADER_BYTES, Place, RecordHeader};
+use super::syncer::Syncer;
 use super::{Record, RecordAddress};
 use crate::error::{Error, IoContext, Result};
 use crate::vfs::{Vfs, VfsFile};
@@ -26,6 +27,8 @@ const OPEN_FILES: usize = 16;
 pub(super) struct Shared {
     vfs: Arc<dyn Vfs>,
     segments: RwLock<BTreeMap<u64, Segment>>,
+    /// The segment that is written, if there is one.
+    newest: Mutex<Option<(u64, Arc<Syncer>, u64)>>,
     /// The most recently used last.
     open: Mutex<Vec<(u64, Arc<dyn VfsFile>)>>,
 }
@@ -43,7 +46,12 @@ pub(super) struct Segment {
 
 impl Shared {
     pub(super) fn new(vfs: Arc<dyn Vfs>, segments: BTreeMap<u64, Segment>) -> Self {
-        Self { vfs, segments: RwLock::new(segments), open: Mutex::new(Vec::new()) }
+        Self {
+            vfs,
+            segments: RwLock::new(segments),
+            newest: Mutex::default(),
+            open: Mutex::default(),
+        }
     }
 
     pub(super) fn add(&self, number: u64, epoch: u64, path: PathBuf, limit: u64, copies: bool) {
@@ -64,11 +72,21 @@ impl Shared {
         self.segments.read().values().map(|segment| segment.limit).sum()
     }
 
-    /// The newest segment with a head record that is not newer than `number`; 0 if there is none.
-    pub(super) fn first_with_head_at_or_below(&self, number: u64) -> u64 {
+    /// Which segment is written now, and where its head record ends.
+    pub(super) fn set_newest(&self, number: u64, syncer: &Arc<Syncer>, head_end: u64) {
+        *self.newest.lock() = Some((number, Arc::clone(syncer), head_end));
+    }
+
+    /// The oldest segment that is kept if those below `number` go, 0 if none go: it has a head record, and is
+    /// not newer than the newest. Also what of it must be durable before.
+    pub(super) fn kept_from(&self, number: u64) -> (u64, Option<(Arc<Syncer>, u64)>) {
         let segments = self.segments.read();
         let found = segments.range(..=number).rev().find(|(_, segment)| !segment.copies);
-        found.map_or(0, |(number, _)| *number)
+        let kept = found.map_or(0, |(number, _)| *number);
+        drop(segments);
+        let newest = self.newest.lock();
+        let newest = newest.as_ref().filter(|(newest, ..)| *newest == kept);
+        (kept, newest.map(|(_, syncer, head_end)| (Arc::clone(syncer), *head_end)))
     }
 
     /// Takes the oldest segment off the list if it is older than `first_kept`; its file is the caller's

@@ -45,8 +45,16 @@ pub mod kind {
     pub const SYNC_NOTE: u8 = 4;
     /// The first record of a segment: what the caller needs to know if all older segments are gone.
     pub const HEAD: u8 = 6;
+    /// The first record of a segment that was prepared: how its predecessor ended. `end u64 | checksum of
+    /// the last record u64`.
+    pub const JOINT: u8 = 7;
     /// The first kind that is the caller's to use.
     pub const APPLICATION: u8 = 16;
+
+    /// Whether records of this kind say something of the journal only, and are not the caller's.
+    pub const fn is_own(kind: u8) -> bool {
+        matches!(kind, SEAL | SYNC_NOTE | JOINT)
+    }
 }
 
 /// Where a record stands: the incarnation of its file, and its offset there.

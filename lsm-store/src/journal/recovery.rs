@@ -1,15 +1,15 @@
 //! What happens when a journal is opened, as numbered steps:
 //!
 //! 1. Everything in `tmp/` is removed: it never got its name.
-//! 2. Segments older than the caller needs are removed, oldest first. The rest must be numbered without
-//!    a gap, each header must seal the segment before it, and no file may be shorter than its seal.
-//! 3. The last segment is read, and its end is settled: torn tail or damage (see `scan.rs`). A seal in it
-//!    proves that there was a later one, which is then missing.
-//! 4. Its records above the promise were read, but nobody knows whether they are on disk: the process
+//! 2. Segments older than the caller needs are removed, oldest first. Each of the rest must follow the one
+//!    before; one that a newer one does not count among its predecessors was copied, and is removed.
+//! 3. The log's end is found (see `end.rs`): the segments up to some one are whole, the next one or two were
+//!    being written, and what they end with is a torn tail or damage.
+//! 4. Records above the last promise were read, but nobody knows whether they are on disk: the process
 //!    may have ended without a sync, or after a failed one, and then they are in the kernel's memory
-//!    only. They are copied into a new segment that seals the old one at the promise. It gets its name
-//!    when it is durable, so a crash at any moment leaves the old state or the new one. Then the old one
-//!    gives back the space it had reserved.
+//!    only. They are copied into a new segment that seals the log at the promise. It gets its name
+//!    when it is durable, so a crash at any moment leaves the old state or the new one. Then the old ones
+//!    are removed, or give back the space they had reserved.
 //! 5. The caller reads all records from [`Recovery`]; each sealed segment is checked up to its seal.
 //!
 //! A second recovery, after a crash anywhere in the first, finds the same records.
@@ -22,11 +22,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::draft::Draft;
+use super::end::{LogEnd, Stretch};
 use super::reader::Segment;
 use super::record::{self, Meta, Place, RecordHeader, kind};
-use super::scan::{Advance, Scanner, Step, Tail, settle_tail};
+use super::scan::{Advance, Found, Scanner, Step};
 use super::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader, file_name, parse_file_name};
-use super::writer::{Draft, draw_epoch};
+use super::writer::draw_epoch;
 use super::{JournalOptions, Record, RecordAddress};
 use crate::error::{Error, IoContext, Result};
 use crate::rng::SplitMix64;
@@ -135,7 +137,7 @@ impl Recovery {
             match scanner.advance()? {
                 Advance::Record { offset, header } => {
                     *last_checksum = header.checksum;
-                    if header.kind == kind::SYNC_NOTE {
+                    if kind::is_own(header.kind) {
                         continue;
                     }
                     return Ok(Some((RecordAddress { segment: sealed.number, offset }, header)));
@@ -173,15 +175,21 @@ impl Iterator for Recovery {
 pub(super) struct Recovered {
     pub(super) recovery: Recovery,
     pub(super) segments: BTreeMap<u64, Segment>,
+    /// How the log ends.
     pub(super) sealed: Seal,
+    /// The highest number that any segment has.
+    pub(super) newest_number: u64,
+    /// Files whose records, if they have any, are in newer segments. They are to be removed as soon as
+    /// there is a segment that tells so: until then they are proof of what was.
+    pub(super) superseded: Vec<PathBuf>,
 }
 
 /// A segment found on disk.
-struct OnDisk {
-    path: PathBuf,
-    file: Arc<dyn VfsFile>,
-    header: SegmentHeader,
-    len: u64,
+pub(super) struct OnDisk {
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<dyn VfsFile>,
+    pub(super) header: SegmentHeader,
+    pub(super) len: u64,
 }
 
 pub(super) fn recover(
@@ -206,63 +214,39 @@ pub(super) fn recover(
         let opening = SplitMix64::new(newest.header.number).next_u64();
         *epochs = SplitMix64::new(options.epoch_seed ^ opening);
     }
+    let mut newest_number = found.last().map_or(0, |newest| newest.header.number);
+    let LogEnd { whole, seal, torn, unpromised, copied } = LogEnd::find(&found)?;
     let mut sealed_segments = VecDeque::new();
     let mut segments = BTreeMap::new();
-    let mut torn = None;
-    let mut copied = 0;
-    let mut sealed = Seal::default();
-    for (index, segment) in found.iter().enumerate() {
+    let kept = found.iter().zip(&whole);
+    for (segment, Seal { end, last_checksum, .. }) in kept {
         let SegmentHeader { number, epoch, copies, .. } = segment.header;
-        let (seal, path) = match found.get(index + 1) {
-            Some(next) => (next.header.predecessor, segment.path.clone()),
-            None => {
-                let tail = settle(segment)?;
-                if tail.torn_to > tail.end {
-                    torn = Some(TornTail {
-                        segment: number,
-                        offset: tail.end,
-                        bytes: tail.torn_to - tail.end,
-                    });
-                }
-                copied = tail.unpromised_records;
-                sealed = Seal {
-                    segment: number,
-                    end: tail.promised,
-                    last_checksum: tail.promised_checksum,
-                };
-                let copy = if copied > 0 {
-                    Some(copy_tail(vfs, dir, options, epochs, segment, tail)?)
-                } else {
-                    None
-                };
-                let seal = sealed;
-                if let Some((copy, copy_seal)) = copy {
-                    sealed = copy_seal;
-                    segments.insert(copy_seal.segment, copy);
-                }
-                (seal, segment.path.clone())
-            }
-        };
-        let limit = seal.end;
-        segments.insert(number, Segment { epoch, path: path.clone(), limit, copies });
-        sealed_segments.push_back(Sealed {
-            number,
-            epoch,
-            path,
-            end: seal.end,
-            last_checksum: seal.last_checksum,
-        });
+        let (path, end, last_checksum) = (segment.path.clone(), *end, *last_checksum);
+        segments.insert(number, Segment { epoch, path: path.clone(), limit: end, copies });
+        sealed_segments.push_back(Sealed { number, epoch, path, end, last_checksum });
     }
-    if let Some(copy) = segments.get(&sealed.segment)
-        && copied > 0
-    {
+    let mut superseded: Vec<PathBuf> =
+        found.iter().skip(whole.len()).map(|segment| segment.path.clone()).collect();
+    let mut sealed = seal;
+    if copied > 0 {
+        newest_number += 1;
+        let copy = copy_records(vfs, dir, options, epochs, newest_number, seal, &unpromised)?;
+        let (segment, copy_seal) = copy;
+        if let Some(last) = found.get(whole.len().wrapping_sub(1)) {
+            trim(&**vfs, &last.path, seal.end)?;
+        }
+        for path in superseded.drain(..) {
+            remove_durably(&**vfs, dir, &path)?;
+        }
         sealed_segments.push_back(Sealed {
-            number: sealed.segment,
-            epoch: copy.epoch,
-            path: copy.path.clone(),
-            end: sealed.end,
-            last_checksum: sealed.last_checksum,
+            number: newest_number,
+            epoch: segment.epoch,
+            path: segment.path.clone(),
+            end: copy_seal.end,
+            last_checksum: copy_seal.last_checksum,
         });
+        segments.insert(newest_number, segment);
+        sealed = copy_seal;
     }
     let recovery = Recovery {
         vfs: Arc::clone(vfs),
@@ -272,7 +256,7 @@ pub(super) fn recover(
         segments: found.len() as u64,
         copied,
     };
-    Ok(Recovered { recovery, segments, sealed })
+    Ok(Recovered { recovery, segments, sealed, newest_number, superseded })
 }
 
 fn has_segments(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
@@ -313,19 +297,15 @@ fn find_segments(vfs: &dyn Vfs, dir: &Path, options: &JournalOptions) -> Result<
     let mut found: Vec<OnDisk> = Vec::with_capacity(numbers.len());
     for number in numbers {
         let segment = open_segment(vfs, dir, options.store_id, number)?;
-        if let Some(before) = found.last() {
-            let seal = segment.header.predecessor;
-            if before.header.number + 1 != number {
-                return Err(missing(before.header.number + 1));
+        let seal = segment.header.predecessor;
+        // What stands between a segment and its predecessor was copied into newer ones.
+        while found.last().is_some_and(|last| last.header.number > seal.segment) {
+            if let Some(copied) = found.pop() {
+                remove_durably(vfs, dir, &copied.path)?;
             }
-            if seal.segment != before.header.number {
-                let detail = format!("it seals segment {}, not its predecessor", seal.segment);
-                return Err(Error::corruption(&segment.path, 48, detail));
-            }
-            if before.len < seal.end {
-                let detail = format!("the file ends here, but it is sealed at {}", seal.end);
-                return Err(Error::corruption(&before.path, before.len, detail));
-            }
+        }
+        if found.last().is_some_and(|before| before.header.number != seal.segment) {
+            return Err(missing(seal.segment));
         }
         found.push(segment);
     }
@@ -342,92 +322,88 @@ fn open_segment(vfs: &dyn Vfs, dir: &Path, store_id: u128, number: u64) -> Resul
     Ok(OnDisk { path, file, header, len })
 }
 
-/// Step 3: how the last segment ends.
-fn settle(last: &OnDisk) -> Result<Tail> {
-    if last.len < SEGMENT_HEADER_BYTES {
-        return Err(Error::corruption(&last.path, last.len, "the file ends inside the header"));
-    }
-    let SegmentHeader { epoch, published_end, published_len, .. } = last.header;
-    if last.len < published_len {
-        let detail =
-            format!("the file ends here, but it was {published_len} bytes long from the beginning");
-        return Err(Error::corruption(&last.path, last.len, detail));
-    }
-    let tail =
-        settle_tail(&last.file, &last.path, epoch, SEGMENT_HEADER_BYTES, published_end, last.len)?;
-    if tail.has_seal {
-        let missing = last.path.with_file_name(file_name(last.header.number + 1));
-        let detail =
-            format!("the segment is missing: segment {} was sealed for it", last.header.number);
-        return Err(Error::corruption(&missing, 0, detail));
-    }
-    Ok(tail)
-}
-
-/// Step 4: a segment with copies of the records above the promise, durable before it has its name.
-fn copy_tail(
+/// Step 4: a segment with copies of the records above the promise, durable before it has its name. It has a
+/// head if they begin with one; other heads among them say nothing new.
+fn copy_records(
     vfs: &Arc<dyn Vfs>,
     dir: &Path,
     options: &JournalOptions,
     epochs: &mut SplitMix64,
-    last: &OnDisk,
-    tail: Tail,
+    number: u64,
+    predecessor: Seal,
+    unpromised: &[Stretch<'_>],
 ) -> Result<(Segment, Seal)> {
-    let number = last.header.number + 1;
     let epoch = draw_epoch(epochs);
-    let end = SEGMENT_HEADER_BYTES + tail.unpromised_bytes;
-    let mut scanner = Scanner::new(
-        Arc::clone(&last.file),
-        &last.path,
-        last.header.epoch,
-        tail.promised,
-        tail.end,
-    );
-    let draft = Draft::create(&**vfs, dir, number)?;
-    let mut buffer = Vec::new();
+    let mut header = SegmentHeader {
+        store_id: options.store_id,
+        number,
+        epoch,
+        predecessor,
+        first_sequence: 0,
+        published_end: 0,
+        published_len: 0,
+        copies: true,
+        prepared: false,
+    };
+    // How much there is has to be known first: every copy promises all of it.
+    let mut end = SEGMENT_HEADER_BYTES;
+    let mut first = true;
+    each_unpromised(unpromised, |found| {
+        if first {
+            header.copies = found.header.kind != kind::HEAD;
+            header.first_sequence = found.header.sequence;
+        }
+        if first || found.header.kind != kind::HEAD {
+            end += found.header.record_bytes();
+        }
+        first = false;
+        Ok(())
+    })?;
+    (header.published_end, header.published_len) = (end, end);
+    let copies = header.copies;
+    let draft = Draft::create(vfs, dir, number)?;
+    let mut buffer = header.encode();
     let mut written = 0_u64;
     let mut last_checksum = 0;
-    while let Step::Record(found) = scanner.step()? {
-        if found.header.kind == kind::SYNC_NOTE {
-            continue;
+    let mut first = true;
+    each_unpromised(unpromised, |found| {
+        if first || found.header.kind != kind::HEAD {
+            let place = Place { epoch, offset: written + buffer.len() as u64 };
+            let meta =
+                Meta { kind: found.header.kind, sequence: found.header.sequence, durable_to: end };
+            last_checksum = record::encode(&mut buffer, place, meta, &[found.payload]);
         }
-        if written == 0 && buffer.is_empty() {
-            let header = SegmentHeader {
-                store_id: options.store_id,
-                number,
-                epoch,
-                predecessor: Seal {
-                    segment: last.header.number,
-                    end: tail.promised,
-                    last_checksum: tail.promised_checksum,
-                },
-                first_sequence: found.header.sequence,
-                published_end: end,
-                published_len: end,
-                copies: true,
-            };
-            buffer = header.encode();
-        }
-        let place = Place { epoch, offset: written + buffer.len() as u64 };
-        let meta =
-            Meta { kind: found.header.kind, sequence: found.header.sequence, durable_to: end };
-        last_checksum = record::encode(&mut buffer, place, meta, &[found.payload]);
+        first = false;
         if buffer.len() >= COPY_BUFFER_BYTES {
             draft.file.write_all_at(&buffer, written).context("write", &draft.tmp)?;
             written += buffer.len() as u64;
             buffer.clear();
         }
-    }
+        Ok(())
+    })?;
     draft.file.write_all_at(&buffer, written).context("write", &draft.tmp)?;
     written += buffer.len() as u64;
     assert!(written == end, "copied records end at {written}, expected {end}");
     draft.file.sync_all().context("sync", &draft.tmp)?;
     let path = draft.publish()?;
-    trim(&**vfs, &last.path, tail.promised)?;
-    Ok((
-        Segment { epoch, path, limit: end, copies: true },
-        Seal { segment: number, end, last_checksum },
-    ))
+    Ok((Segment { epoch, path, limit: end, copies }, Seal { segment: number, end, last_checksum }))
+}
+
+/// Goes through the records of some stretches that are the caller's.
+fn each_unpromised(
+    stretches: &[Stretch<'_>],
+    mut each: impl FnMut(&Found<'_>) -> Result<()>,
+) -> Result<()> {
+    for Stretch { segment, from, to } in stretches {
+        let file = Arc::clone(&segment.file);
+        let mut scanner = Scanner::new(file, &segment.path, segment.header.epoch, *from, *to);
+        while let Step::Record(found) = scanner.step()? {
+            if !kind::is_own(found.header.kind) {
+                each(&found)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Gives back what a sealed segment has reserved behind its end. Only after its successor is durable: a

@@ -186,7 +186,7 @@ impl Scanner {
 
     /// Looks at everything behind the present offset: the largest promise of a valid record there, and
     /// the end of the last bytes that are not zero.
-    fn survey(&mut self) -> Result<(u64, u64)> {
+    pub(super) fn survey(&mut self) -> Result<(u64, u64)> {
         let mut promise = 0;
         let mut used_to = self.offset;
         let mut chunk = Vec::new();
@@ -230,7 +230,7 @@ pub(crate) struct Tail {
     pub(crate) promised_checksum: u64,
     /// The end of whatever was written behind `end`; equal to `end` if nothing was torn.
     pub(crate) torn_to: u64,
-    /// Records other than notes between `promised` and `end`, and their bytes.
+    /// Records between `promised` and `end` that are not the journal's own.
     pub(crate) unpromised_records: u64,
     /// Their bytes on disk.
     pub(crate) unpromised_bytes: u64,
@@ -286,7 +286,7 @@ pub(crate) fn settle_tail(
         if found.end <= promised {
             boundary = found.end;
             tail.promised_checksum = found.header.checksum;
-        } else if found.header.kind != kind::SYNC_NOTE {
+        } else if !kind::is_own(found.header.kind) {
             tail.unpromised_records += 1;
             tail.unpromised_bytes += found.end - found.offset;
         }

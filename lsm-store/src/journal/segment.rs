@@ -13,7 +13,8 @@
 //! 72  8  sequence number of the record for which the segment was begun
 //! 80  8  published end: bytes up to here were synced before the segment got its name
 //! 88  8  published length: the file was this long, durably, before it got its name
-//! 96  4  flags: bit 0, the segment holds copies made by recovery and no head record
+//! 96  4  flags: bit 0, the segment holds copies made by recovery and no head record; bit 1, it was prepared
+//!        before its predecessor ended: 56, 64 and 72 are 0, and its first record says how that was
 //! 100 20 zero
 //! 120 8  H(bytes 0..120) + bind(fold64(store id), segment number)
 //! ```
@@ -39,6 +40,7 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const MAGIC: [u8; 8] = *b"LSMWAL\0\x01";
 
 const FLAG_COPIES: u32 = 1;
+const FLAG_PREPARED: u32 = 2;
 const RESERVED_BYTES: usize = 20;
 
 /// How a segment was ended: everything up to `end` is synced and whole.
@@ -57,7 +59,7 @@ pub struct Seal {
 pub struct SegmentHeader {
     /// Whose segment it is.
     pub store_id: u128,
-    /// Its number: its predecessor's plus one.
+    /// Its number: above its predecessor's.
     pub number: u64,
     /// Drawn afresh for every segment created; binds the records to it.
     pub epoch: u64,
@@ -71,6 +73,9 @@ pub struct SegmentHeader {
     pub published_len: u64,
     /// Whether it holds copies made by recovery, and no head record.
     pub copies: bool,
+    /// Whether it was made before its predecessor ended, and begins with a joint
+    /// ([`kind::JOINT`](super::record::kind::JOINT)).
+    pub prepared: bool,
 }
 
 impl SegmentHeader {
@@ -93,7 +98,9 @@ impl SegmentHeader {
         ] {
             copy.extend_from_slice(&field.to_le_bytes());
         }
-        copy.extend_from_slice(&(if self.copies { FLAG_COPIES } else { 0 }).to_le_bytes());
+        let copies = if self.copies { FLAG_COPIES } else { 0 };
+        let prepared = if self.prepared { FLAG_PREPARED } else { 0 };
+        copy.extend_from_slice(&(copies | prepared).to_le_bytes());
         copy.extend_from_slice(&[0; RESERVED_BYTES]);
         let sum = bound_hash(&copy, fold64(self.store_id), self.number);
         copy.extend_from_slice(&sum.to_le_bytes());
@@ -193,13 +200,20 @@ fn parse_copy(bytes: &[u8]) -> std::result::Result<Parsed, DecodeError> {
     if epoch == 0 {
         return fail(40, "the epoch is zero");
     }
-    if flags & !FLAG_COPIES != 0 {
+    if flags & !(FLAG_COPIES | FLAG_PREPARED) != 0 {
         return fail(96, "the header has unknown flags");
+    }
+    if predecessor.segment >= number {
+        return fail(48, "the predecessor is not older");
     }
     if reserved != [0; RESERVED_BYTES] {
         return fail(100, "reserved bytes are not zero");
     }
     let copies = flags & FLAG_COPIES != 0;
+    let prepared = flags & FLAG_PREPARED != 0;
+    if prepared && predecessor != (Seal { segment: predecessor.segment, ..Seal::default() }) {
+        return fail(56, "a segment that was prepared cannot know how its predecessor ended");
+    }
     Ok(Parsed::Header(SegmentHeader {
         store_id,
         number,
@@ -209,6 +223,7 @@ fn parse_copy(bytes: &[u8]) -> std::result::Result<Parsed, DecodeError> {
         published_end,
         published_len,
         copies,
+        prepared,
     }))
 }
 
@@ -238,6 +253,7 @@ mod tests {
             published_end: 288,
             published_len: 4096,
             copies: false,
+            prepared: false,
         }
     }
 

@@ -145,7 +145,7 @@ fn a_reader_refuses_what_is_not_written_yet_and_what_was_removed() {
     drop(journal);
     let (_, records) = reopen(&vfs).expect("the rest is a journal of its own");
     assert_eq!(records[0].1.kind, kind::HEAD, "it begins with a head");
-    assert_eq!(records[0].0.segment, newest);
+    assert!(records[0].0.segment >= newest, "the one that was kept, or a copy of it");
 }
 
 #[test]

@@ -1,25 +1,27 @@
 //! The writer: appends into a buffer, writes and syncs it in one go, begins new segments.
 //!
-//! * A sync may go on beside the writer ([`PendingSync`]); a segment is synced by one thread at a time, because
-//!   the kernel tells of a failure only once.
-//! * A new segment that cannot be made is refused before anything of the log was touched. A failure to
-//!   write to a segment, to sync it or to name a new one ends the journal.
+//! * A sync may go on beside the writer ([`PendingSync`]), as does everything in `upkeep.rs`.
+//! * A new segment that cannot be made, or space that cannot be reserved, is refused before anything of the log
+//!   was touched. A failure to write to a segment, to sync it or to name a new one ends the journal.
+//! * At most two segments are not synced: the newest, and the one before.
 
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
-
+use super::counters::{Counters, JournalMetrics};
+use super::draft::no_space;
 use super::reader::{JournalReader, Shared};
 use super::record::{self, MAX_PAYLOAD_BYTES, Meta, Place, kind, record_bytes};
 use super::recovery::{self, Recovery};
+use super::remover::SegmentRemover;
 use super::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader, file_name};
+use super::syncer::{Handover, PendingSync, Syncer, check_alive};
+use super::upkeep::{Plan, Prepared, Upkeep};
 use super::{JournalOptions, RecordAddress};
 use crate::error::{Error, IoContext, Result};
 use crate::rng::SplitMix64;
-use crate::vfs::{Vfs, VfsFile};
+use crate::vfs::Vfs;
 
 /// The buffer is written, though not synced, when it holds this much.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -29,6 +31,15 @@ const PAGE_BYTES: u64 = 4096;
 
 /// So much is filled with zeros ahead of what is synced.
 const FILL_BYTES: u64 = 256 << 10;
+
+/// Space is reserved in steps of this size, so that a small log takes little of the disk.
+const RESERVE_BYTES: u64 = 4 << 20;
+
+/// The next segment is prepared when the present one has reached this part of its size.
+const PREPARE_AT: u64 = 4;
+
+/// The payload of a joint: end and checksum.
+pub(super) const JOINT_BYTES: u64 = 16;
 
 /// A smaller segment would hold little but its header.
 const MIN_SEGMENT_BYTES: u64 = 4096;
@@ -45,9 +56,18 @@ pub struct Journal {
     tail: Option<Tail>,
     /// How the newest segment ended, while there is no tail.
     sealed: Seal,
+    /// The highest number that a segment has, or had before its records were copied.
+    newest_number: u64,
+    /// Files whose records are copied, to be removed once there is a newer segment.
+    superseded: Vec<PathBuf>,
+    /// The next record begins a segment.
+    end_segment: bool,
     buffer: Vec<u8>,
     /// Shared with syncs under way.
     poison: Arc<OnceLock<String>>,
+    upkeep: Arc<Upkeep>,
+    helper: Option<JoinHandle<()>>,
+    counters: Counters,
 }
 
 #[derive(Debug)]
@@ -63,126 +83,18 @@ struct Tail {
     filled: u64,
     /// The length reserved.
     len: u64,
+    /// The length when it got its name.
+    published_len: u64,
+    /// The length reserved soon, or tried to be.
+    len_ordered: u64,
+    /// Whether the next segment was ordered.
+    next_ordered: bool,
     /// Whether there are records that no later one has promised to be synced.
     unpromised: bool,
     last_checksum: u64,
     last_sequence: u64,
     /// The end of the head record.
     head_end: u64,
-}
-
-/// Syncs one segment's file.
-#[derive(Debug)]
-struct Syncer {
-    file: Arc<dyn VfsFile>,
-    path: PathBuf,
-    /// What is durable: bytes below.
-    synced: AtomicU64,
-    one_at_a_time: Mutex<()>,
-    poison: Arc<OnceLock<String>>,
-}
-
-impl Syncer {
-    fn synced(&self) -> u64 {
-        self.synced.load(Ordering::Acquire)
-    }
-
-    /// Makes the bytes below `upto` durable, which were handed to the file before.
-    fn sync(&self, upto: u64) -> Result<()> {
-        let alone = self.one_at_a_time.lock();
-        check_alive(&self.poison)?;
-        if self.synced() < upto {
-            let synced = self.file.sync_data().context("sync", &self.path);
-            if let Err(error) = &synced {
-                // Before anybody else may try: a second sync would find nothing to do, and succeed.
-                self.poison.get_or_init(|| error.to_string());
-            }
-            synced?;
-            self.synced.store(upto, Ordering::Release);
-        }
-        drop(alone);
-        Ok(())
-    }
-}
-
-fn check_alive(poison: &OnceLock<String>) -> Result<()> {
-    match poison.get() {
-        None => Ok(()),
-        Some(reason) => Err(Error::Poisoned { reason: reason.clone() }),
-    }
-}
-
-/// A sync that is to be done: from any thread, beside the writer.
-#[derive(Debug)]
-pub struct PendingSync {
-    syncer: Arc<Syncer>,
-    upto: u64,
-}
-
-impl PendingSync {
-    /// Syncs. What the journal appends from then on says that it did.
-    ///
-    /// # Errors
-    /// `Io` ends the journal; `Poisoned`.
-    pub fn run(&self) -> Result<()> {
-        self.syncer.sync(self.upto)
-    }
-}
-
-/// A new segment's file, before it has its name.
-pub(super) struct Draft<'a> {
-    vfs: &'a dyn Vfs,
-    dir: &'a Path,
-    number: u64,
-    pub(super) file: Arc<dyn VfsFile>,
-    pub(super) tmp: PathBuf,
-}
-
-impl<'a> Draft<'a> {
-    pub(super) fn create(vfs: &'a dyn Vfs, dir: &'a Path, number: u64) -> Result<Self> {
-        let tmp = dir.join(recovery::TMP_DIR).join(file_name(number));
-        let file = vfs.create_new(&tmp).context("create", &tmp)?;
-        Ok(Self { vfs, dir, number, file, tmp })
-    }
-
-    /// Writes and syncs what the segment begins with. Nothing refers to the file yet.
-    fn fill(&self, content: &[u8], len: Option<u64>) -> Result<()> {
-        if let Some(len) = len {
-            self.file.allocate(len).context("reserve space in", &self.tmp)?;
-        }
-        self.file.write_all_at(content, 0).context("write", &self.tmp)?;
-        self.file.sync_all().context("sync", &self.tmp)
-    }
-
-    /// Removes what could not be completed. What stays is removed by the next try or the next open.
-    fn discard(self, error: Error, needed: u64) -> Error {
-        let _left = self.vfs.unlink(&self.tmp).is_err();
-        no_space(error, self.vfs, self.dir, needed)
-    }
-
-    /// Gives the synced file its name, durably. A rename never replaces a segment.
-    pub(super) fn publish(self) -> Result<PathBuf> {
-        let path = self.dir.join(file_name(self.number));
-        if self.vfs.exists(&path).context("look for", &path)? {
-            return Err(Error::corruption(&path, 0, "a segment of this number already exists"));
-        }
-        self.vfs.rename(&self.tmp, &path).context("rename", &self.tmp)?;
-        // First the new name, then the removal of the old one: in between there may be both, never none.
-        self.vfs.sync_dir(self.dir).context("sync", self.dir)?;
-        let tmp_dir = self.dir.join(recovery::TMP_DIR);
-        self.vfs.sync_dir(&tmp_dir).context("sync", &tmp_dir)?;
-        Ok(path)
-    }
-}
-
-/// An error that says that the disk is full as what it is.
-fn no_space(error: Error, vfs: &dyn Vfs, dir: &Path, needed: u64) -> Error {
-    if let Error::Io { source, .. } = &error
-        && matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-    {
-        return Error::NoSpace { free: vfs.free_space(dir).unwrap_or(0), needed };
-    }
-    error
 }
 
 /// Draws an epoch: never 0, which reserved zeros would have.
@@ -219,6 +131,9 @@ impl Journal {
         let mut epochs = SplitMix64::new(options.epoch_seed);
         let recovered = recovery::recover(&vfs, dir, &options, &mut epochs)?;
         let shared = Arc::new(Shared::new(Arc::clone(&vfs), recovered.segments));
+        let poison = Arc::default();
+        let upkeep = Upkeep::new(Arc::clone(&vfs), dir, Arc::clone(&poison), options.helper);
+        let helper = if options.helper { Some(upkeep.help()?) } else { None };
         let journal = Self {
             vfs,
             dir: dir.to_path_buf(),
@@ -227,8 +142,14 @@ impl Journal {
             epochs,
             tail: None,
             sealed: recovered.sealed,
+            newest_number: recovered.newest_number,
+            superseded: recovered.superseded,
+            end_segment: false,
             buffer: Vec::new(),
-            poison: Arc::default(),
+            poison,
+            upkeep,
+            helper,
+            counters: Counters::default(),
         };
         Ok((journal, recovered.recovery))
     }
@@ -281,13 +202,59 @@ impl Journal {
     ) -> Result<()> {
         self.check_alive()?;
         let full = self.tail.as_ref().is_none_or(|tail| {
-            tail.end > tail.head_end && tail.end.saturating_add(bytes) > self.options.segment_bytes
+            let limit = if self.end_segment { 0 } else { self.options.segment_bytes };
+            tail.end > tail.head_end && tail.end.saturating_add(bytes) > limit
         });
         if full {
             let mut payload = Vec::new();
             head(&mut payload);
             self.check_size(payload.len() as u64)?;
             self.begin_segment(sequence, &payload, bytes)?;
+            self.end_segment = false;
+        }
+        self.reserve_space(bytes)
+    }
+
+    /// The next record begins a new segment, if the present one holds enough to be worth it: a quarter of
+    /// [`JournalOptions::segment_bytes`].
+    pub fn end_segment(&mut self) {
+        let enough = self.options.segment_bytes / PREPARE_AT;
+        self.end_segment = self.tail.as_ref().is_some_and(|tail| tail.end >= enough);
+    }
+
+    /// Reserves space for `bytes` more, and orders what is needed later.
+    fn reserve_space(&mut self, bytes: u64) -> Result<()> {
+        let Some(tail) = &mut self.tail else { return Ok(()) };
+        let (end, step) = (tail.end.saturating_add(bytes), RESERVE_BYTES);
+        if self.options.preallocate {
+            if tail.len < tail.len_ordered
+                && let Some(grown) = self.upkeep.grown(&tail.syncer.path)
+            {
+                tail.len = tail.len.max(grown);
+            }
+            if end > tail.len {
+                let needed = self.options.segment_bytes.min(end.saturating_add(step));
+                let len = needed.max(end);
+                let Syncer { file, path, .. } = &*tail.syncer;
+                file.allocate(len)
+                    .context("reserve space in", path)
+                    .map_err(|error| no_space(error, &*self.vfs, &self.dir, len - tail.len))?;
+                self.counters.reserved_late();
+                (tail.len, tail.len_ordered) = (len, len);
+            } else if self.upkeep.is_helped()
+                && tail.len_ordered < self.options.segment_bytes
+                && end.saturating_add(step / 2) > tail.len_ordered
+            {
+                tail.len_ordered = self.options.segment_bytes.min(tail.len_ordered + step);
+                self.upkeep.order_growth(&tail.syncer, tail.len_ordered);
+            }
+        }
+        let due = end >= self.options.segment_bytes / PREPARE_AT;
+        if due && !tail.next_ordered && self.upkeep.is_helped() {
+            tail.next_ordered = true;
+            let number = tail.number;
+            let plan = self.plan(number, 0);
+            self.upkeep.order(plan);
         }
         Ok(())
     }
@@ -366,7 +333,29 @@ impl Journal {
             self.encode(kind::SYNC_NOTE, sequence, &[&padding])?;
             self.encode(kind::SYNC_NOTE, sequence, &[])?;
         }
-        self.sync()
+        self.sync()?;
+        self.stop_helper();
+        let cleared = self.clear_up();
+        self.guard(cleared)
+    }
+
+    /// Removes what waits for it, the file that was prepared, and the space that was reserved in vain. Whether
+    /// the last two last does not matter.
+    fn clear_up(&self) -> Result<()> {
+        self.upkeep.catch_up()?;
+        if let Some(prepared) = self.upkeep.claim() {
+            self.vfs.unlink(&prepared.draft.tmp).context("remove", &prepared.draft.tmp)?;
+        }
+        let Some(tail) = &self.tail else { return Ok(()) };
+        recovery::trim(&*self.vfs, &tail.syncer.path, tail.end.max(tail.published_len))
+    }
+
+    fn stop_helper(&mut self) {
+        self.upkeep.end();
+        if let Some(helper) = self.helper.take() {
+            // A panic of it has ended the journal.
+            let _poisoned = helper.join().is_err();
+        }
     }
 
     /// As [`Journal::close`], of a journal whose records are all needed no more: what stays is one segment
@@ -385,11 +374,21 @@ impl Journal {
         if end <= spent && reserved <= spent {
             return self.close();
         }
+        self.sync()?;
+        self.stop_helper();
+        let before = self.tail.take();
+        if let Some(tail) = &before {
+            let (segment, end, last_checksum) = (tail.number, tail.end, tail.last_checksum);
+            self.sealed = Seal { segment, end, last_checksum };
+        }
         self.options.preallocate = false;
         if let Err(error) = self.begin_segment(sequence, &payload, 0) {
+            self.tail = before;
             return if self.is_poisoned() { Err(error) } else { self.close() };
         }
-        self.remove_segments_below(self.newest_segment()).map(|_removed| ())
+        self.remove_segments_below(self.newest_segment())?;
+        let cleared = self.clear_up();
+        self.guard(cleared)
     }
 
     /// A reader by address, for any thread.
@@ -412,27 +411,29 @@ impl Journal {
         self.shared.bytes()
     }
 
+    /// What the journal did since it was opened.
+    pub fn metrics(&self) -> JournalMetrics {
+        self.counters.metrics(self.bytes())
+    }
+
     /// Removes the segments below number `segment`, oldest first, each durably before the next; never
     /// the newest one. A segment of copies made by recovery has no head record and is kept together
-    /// with its predecessor. Returns how many were removed.
+    /// with its predecessor. Returns how many were removed; with a helper they are soon.
     ///
     /// # Errors
     /// `Io`, which ends the journal; `Poisoned`.
     pub fn remove_segments_below(&mut self, segment: u64) -> Result<u64> {
-        self.check_alive()?;
-        let removed = self.remove_oldest(segment);
+        let removed = self.remover().remove_below(segment);
         self.guard(removed)
     }
 
-    fn remove_oldest(&self, segment: u64) -> Result<u64> {
-        let first_kept =
-            self.shared.first_with_head_at_or_below(segment.min(self.newest_segment()));
-        let mut removed = 0;
-        while let Some(path) = self.shared.forget_oldest_below(first_kept) {
-            recovery::remove_durably(&*self.vfs, &self.dir, &path)?;
-            removed += 1;
+    /// Removes segments, from any thread.
+    pub(crate) fn remover(&self) -> SegmentRemover {
+        SegmentRemover {
+            shared: Arc::clone(&self.shared),
+            upkeep: Arc::clone(&self.upkeep),
+            poison: Arc::clone(&self.poison),
         }
-        Ok(removed)
     }
 
     fn check_alive(&self) -> Result<()> {
@@ -482,7 +483,7 @@ impl Journal {
         self.buffer.clear();
         self.buffer.shrink_to(2 * BUFFER_BYTES);
         self.shared.set_limit(tail.number, tail.written);
-        Ok(())
+        if self.upkeep.is_helped() { Ok(()) } else { self.upkeep.catch_up() }
     }
 
     fn write_and_sync(&mut self) -> Result<()> {
@@ -506,30 +507,16 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes behind the end of a sealed segment that its successor was durable: should the newest segment
-    /// ever be missing, its predecessor says so. Not synced; the log does not depend on it.
-    fn note_successor(tail: &Tail) -> Result<()> {
-        let mut record = Vec::new();
-        let place = Place { epoch: tail.epoch, offset: tail.end };
-        let meta = Meta { kind: kind::SEAL, sequence: tail.last_sequence, durable_to: tail.end };
-        record::encode(&mut record, place, meta, &[]);
-        let Syncer { file, path, .. } = &*tail.syncer;
-        file.write_all_at(&record, tail.end).context("write", path)
-    }
-
     /// Begins a segment. Until the file is complete nothing of the log has changed, and a failure does no harm.
     fn begin_segment(&mut self, sequence: u64, head: &[u8], first_record_bytes: u64) -> Result<()> {
-        let synced = self.write_and_sync();
-        self.guard(synced)?;
-        let predecessor = self.tail.as_ref().map_or(self.sealed, |tail| Seal {
-            segment: tail.number,
-            end: tail.end,
-            last_checksum: tail.last_checksum,
-        });
-        let number = predecessor.segment + 1;
+        if self.tail.is_some() {
+            return self.continue_in_prepared(sequence, head, first_record_bytes);
+        }
+        let predecessor = self.sealed;
+        let number = self.newest_number + 1;
         let epoch = draw_epoch(&mut self.epochs);
         let head_end = SEGMENT_HEADER_BYTES + record_bytes(head.len() as u64);
-        let reserved = self.options.segment_bytes.max(head_end.saturating_add(first_record_bytes));
+        let reserved = self.first_reserve().max(head_end.saturating_add(first_record_bytes));
         let published_len = if self.options.preallocate { reserved } else { head_end };
         let header = SegmentHeader {
             store_id: self.options.store_id,
@@ -540,62 +527,187 @@ impl Journal {
             published_end: head_end,
             published_len,
             copies: false,
+            prepared: false,
         };
         let mut content = header.encode();
         let place = Place { epoch, offset: SEGMENT_HEADER_BYTES };
         let meta = Meta { kind: kind::HEAD, sequence, durable_to: head_end };
         let last_checksum = record::encode(&mut content, place, meta, &[head]);
-        let draft = self.draft(number, published_len)?;
-        if let Err(error) = draft.fill(&content, self.options.preallocate.then_some(published_len))
-        {
-            return Err(draft.discard(error, published_len));
-        }
+        let len = self.options.preallocate.then_some(published_len);
+        let plan = Plan { number, header: content, epoch, len, needed: published_len };
+        let draft = self.upkeep.prepare(plan)?.draft;
         let file = Arc::clone(&draft.file);
         let published = draft.publish();
         let path = self.guard(published)?;
-        let before = self.tail.take();
-        self.sealed = predecessor;
-        let noted = match &before {
-            Some(before) => Self::note_successor(before),
-            // The newest segment that recovery found.
-            None if predecessor.segment > 0 => {
-                let sealed = self.dir.join(file_name(predecessor.segment));
-                recovery::trim(&*self.vfs, &sealed, predecessor.end)
-            }
-            None => Ok(()),
-        };
-        self.guard(noted)?;
-        self.shared.add(number, epoch, path.clone(), head_end, false);
-        let syncer = Arc::new(Syncer {
-            file,
-            path,
-            synced: AtomicU64::new(head_end),
-            one_at_a_time: Mutex::new(()),
-            poison: Arc::clone(&self.poison),
-        });
-        self.tail = Some(Tail {
+        let settled = self.settle_recovered();
+        self.guard(settled)?;
+        let syncer = Syncer::new(file, path, head_end, None, Arc::clone(&self.poison));
+        let begun = Tail {
             number,
             epoch,
-            syncer,
+            syncer: Arc::new(syncer),
             end: head_end,
             written: head_end,
             filled: head_end,
             len: published_len,
+            published_len,
+            len_ordered: published_len,
+            next_ordered: false,
             unpromised: false,
             last_checksum,
             last_sequence: sequence,
             head_end,
-        });
+        };
+        self.adopt(begun, false);
         Ok(())
     }
 
-    /// A new file for a segment; what an earlier try left is removed.
-    fn draft(&self, number: u64, needed: u64) -> Result<Draft<'_>> {
-        let tmp = self.dir.join(recovery::TMP_DIR).join(file_name(number));
-        if self.vfs.exists(&tmp).context("look for", &tmp)? {
-            self.vfs.unlink(&tmp).context("remove", &tmp)?;
+    /// There is a newer segment: cuts the newest one that recovery found, and removes those whose records
+    /// are in newer ones.
+    fn settle_recovered(&mut self) -> Result<()> {
+        if self.sealed.segment > 0 {
+            let sealed = self.dir.join(file_name(self.sealed.segment));
+            if self.vfs.exists(&sealed).context("look for", &sealed)? {
+                recovery::trim(&*self.vfs, &sealed, self.sealed.end)?;
+            }
         }
-        Draft::create(&*self.vfs, &self.dir, number)
-            .map_err(|error| no_space(error, &*self.vfs, &self.dir, needed))
+        for path in self.superseded.drain(..) {
+            recovery::remove_durably(&*self.vfs, &self.dir, &path)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on in a segment that was prepared, or is now, before the present one is synced.
+    fn continue_in_prepared(
+        &mut self,
+        sequence: u64,
+        head: &[u8],
+        first_record_bytes: u64,
+    ) -> Result<()> {
+        let written = self.write();
+        self.guard(written)?;
+        let Some(old) = &self.tail else { return Ok(()) };
+        let late = !old.syncer.is_settled() || (self.upkeep.is_helped() && !self.upkeep.is_ready());
+        old.syncer.settle_before()?;
+        let joint_end = SEGMENT_HEADER_BYTES + record_bytes(JOINT_BYTES);
+        let head_end = joint_end + record_bytes(head.len() as u64);
+        let needed = head_end.saturating_add(first_record_bytes);
+        let number = old.number;
+        let prepared = match self.upkeep.claim() {
+            Some(prepared) => prepared,
+            None => {
+                let plan = self.plan(number, needed);
+                self.upkeep.prepare(plan)?
+            }
+        };
+        let Some(old) = self.tail.take() else { return Ok(()) };
+        let begun = self.hand_over(&old, prepared, sequence, head);
+        match self.guard(begun) {
+            Ok(begun) => {
+                self.upkeep.order_settling(&begun.syncer);
+                self.adopt(begun, late);
+                Ok(())
+            }
+            Err(error) => {
+                self.tail = Some(old);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives a prepared file its name and writes what it begins with.
+    fn hand_over(
+        &self,
+        old: &Tail,
+        prepared: Prepared,
+        sequence: u64,
+        head: &[u8],
+    ) -> Result<Tail> {
+        let Prepared { plan: Plan { number, epoch, len, .. }, draft } = prepared;
+        let path = draft.name()?;
+        let file = Arc::clone(&draft.file);
+        let seal = [old.end, old.last_checksum].map(u64::to_le_bytes).concat();
+        let mut content = Vec::new();
+        let meta = |kind| Meta { kind, sequence, durable_to: 0 };
+        let place = |content: &Vec<u8>| Place {
+            epoch,
+            offset: SEGMENT_HEADER_BYTES + content.len() as u64,
+        };
+        let at = place(&content);
+        record::encode(&mut content, at, meta(kind::JOINT), &[&seal]);
+        let at = place(&content);
+        let last_checksum = record::encode(&mut content, at, meta(kind::HEAD), &[head]);
+        file.write_all_at(&content, SEGMENT_HEADER_BYTES).context("write", &path)?;
+        let handover = Handover {
+            vfs: Arc::clone(&self.vfs),
+            dir: self.dir.clone(),
+            old: Arc::clone(&old.syncer),
+            epoch: old.epoch,
+            end: old.end,
+            last_sequence: old.last_sequence,
+            published_end: SEGMENT_HEADER_BYTES,
+            min_len: old.published_len,
+        };
+        let head_end = SEGMENT_HEADER_BYTES + content.len() as u64;
+        let len = len.unwrap_or(SEGMENT_HEADER_BYTES);
+        let poison = Arc::clone(&self.poison);
+        Ok(Tail {
+            number,
+            epoch,
+            syncer: Arc::new(Syncer::new(file, path, 0, Some(handover), poison)),
+            end: head_end,
+            written: head_end,
+            filled: head_end,
+            len,
+            published_len: len,
+            len_ordered: len,
+            next_ordered: false,
+            unpromised: true,
+            last_checksum,
+            last_sequence: sequence,
+            head_end,
+        })
+    }
+
+    /// Makes a segment the one that is written.
+    fn adopt(&mut self, begun: Tail, late: bool) {
+        let Tail { number, epoch, head_end, .. } = begun;
+        let path = begun.syncer.path.clone();
+        self.newest_number = number;
+        self.shared.add(number, epoch, path, head_end, false);
+        self.shared.set_newest(number, &begun.syncer, head_end);
+        self.counters.segment_begun(late);
+        self.tail = Some(begun);
+    }
+
+    /// What the segment after `number` is made of, with room for at least `needed` bytes.
+    fn plan(&mut self, number: u64, needed: u64) -> Plan {
+        let epoch = draw_epoch(&mut self.epochs);
+        let reserved = self.options.preallocate.then_some(self.first_reserve().max(needed));
+        let published_len = reserved.unwrap_or(SEGMENT_HEADER_BYTES);
+        let header = SegmentHeader {
+            store_id: self.options.store_id,
+            number: number + 1,
+            epoch,
+            predecessor: Seal { segment: number, ..Seal::default() },
+            first_sequence: 0,
+            published_end: SEGMENT_HEADER_BYTES,
+            published_len,
+            copies: false,
+            prepared: true,
+        };
+        let needed = published_len;
+        Plan { number: number + 1, header: header.encode(), epoch, len: reserved, needed }
+    }
+
+    /// Space reserved for a new segment.
+    fn first_reserve(&self) -> u64 {
+        self.options.segment_bytes.min(RESERVE_BYTES)
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.stop_helper();
     }
 }

@@ -9,8 +9,9 @@ use serde_json::json;
 use super::{Closed, Format, Outcome, first_bytes, names};
 use crate::cache::BlockCache;
 use crate::error::{Error, IoContext, Result};
+use crate::journal::end::joint_seal;
 use crate::journal::scan::{Scanner, Step, settle_tail};
-use crate::journal::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, parse_file_name};
+use crate::journal::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader, parse_file_name};
 use crate::manifest::current::{parse_table, table_dir, table_path};
 use crate::manifest::version::Version;
 use crate::sstable::reader::{Graveyard, Table};
@@ -119,18 +120,40 @@ fn log(vfs: &dyn Vfs, store: &Closed, report: &mut Report) -> Result<()> {
         }
     }
     report.segments = segments.len();
-    let last = segments.keys().next_back().copied();
-    for (number, (path, header)) in &segments {
-        let successor = segments.get(&(number + 1)).map(|(_, next)| next);
-        if successor.is_none() && Some(*number) != last {
-            report.findings.push(Error::corruption(path, 0, "the next segment is missing"));
+    // From the newest to the oldest, each by what its successor says of it; what none of them names was copied.
+    let mut seal = None;
+    let mut expected = segments.keys().next_back().copied();
+    for (number, (path, header)) in segments.iter().rev() {
+        match expected {
+            Some(next) if *number > next => continue,
+            Some(next) if *number < next => {
+                report.findings.push(Error::corruption(path, 0, "the next segment is missing"));
+            }
+            Some(_) | None => {}
         }
-        match check_segment(vfs, path, header, successor) {
+        match check_segment(vfs, path, header, seal) {
             Ok(records) => report.records += records,
             Err(error) => report.findings.push(error),
         }
+        expected = Some(header.predecessor.segment);
+        seal = seal_of_predecessor(vfs, path, header)?;
     }
     Ok(())
+}
+
+/// How a segment says that its predecessor ended. One that was prepared says nothing if the power was lost
+/// before its first record was durable.
+fn seal_of_predecessor(vfs: &dyn Vfs, path: &Path, header: &SegmentHeader) -> Result<Option<Seal>> {
+    if !header.prepared {
+        return Ok(Some(header.predecessor));
+    }
+    let file = vfs.open_read(path).context("open", path)?;
+    let len = file.len().context("measure", path)?;
+    let mut scanner = Scanner::new(file, path, header.epoch, SEGMENT_HEADER_BYTES, len);
+    Ok(match scanner.step()? {
+        Step::Record(found) => joint_seal(header, found.header.kind, found.payload),
+        Step::Invalid(_) | Step::End => None,
+    })
 }
 
 /// Reads a segment up to its seal, or, of the last one, settles its end. Returns its records.
@@ -138,12 +161,12 @@ fn check_segment(
     vfs: &dyn Vfs,
     path: &Path,
     header: &SegmentHeader,
-    successor: Option<&SegmentHeader>,
+    seal: Option<Seal>,
 ) -> Result<u64> {
     let file = vfs.open_read(path).context("open", path)?;
     let len = file.len().context("measure", path)?;
-    let end = match successor {
-        Some(next) => next.predecessor.end,
+    let end = match seal {
+        Some(seal) => seal.end,
         None => {
             let published = header.published_end;
             settle_tail(&file, path, header.epoch, SEGMENT_HEADER_BYTES, published, len)?.end
@@ -166,7 +189,7 @@ fn check_segment(
             Step::End => break,
         }
     }
-    if successor.is_some_and(|next| next.predecessor.last_checksum != last_checksum) {
+    if seal.is_some_and(|seal| seal.last_checksum != last_checksum) {
         return Err(Error::corruption(path, end, "the last record is not the one that was sealed"));
     }
     Ok(records)

@@ -18,8 +18,8 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -51,6 +51,7 @@ use crate::store::superversion::SuperVersion;
 use crate::store::visible::VisibleCell;
 use crate::types::Position;
 use crate::vfs::{FilePool, Vfs, VfsLock};
+use crate::wal::Cutter;
 
 /// What changes under the `state` lock.
 #[derive(Debug)]
@@ -168,6 +169,8 @@ pub(crate) struct Inner {
     pub(crate) backlog: Backlog,
     pub(crate) reports: Arc<DamageReports>,
     pub(crate) scrub: Mutex<Cursor>,
+    /// Removes segments of the store's own log, once that is open.
+    pub(crate) log_cutter: OnceLock<Cutter>,
     pub(crate) dir_lock: Mutex<Option<Box<dyn VfsLock>>>,
     /// Writes are refused: `state` says why. Set with `state` locked; a hint for those who do not lock it.
     pub(crate) refusing: AtomicBool,
@@ -351,6 +354,16 @@ impl Inner {
     pub(crate) fn measure_tables(&self, version: &Version) {
         let debt = total_debt(version, &self.pick_options());
         self.backlog.set_tables(l0_depth(version), debt);
+    }
+
+    /// Removes what the store's own log needs no more, if it has one.
+    ///
+    /// # Errors
+    /// `Io`; the store is then poisoned.
+    pub(crate) fn cut_log(&self) -> Result<()> {
+        let Some(cutter) = self.log_cutter.get() else { return Ok(()) };
+        let durable = self.state.lock().durable.index;
+        cutter.cut(durable).inspect_err(|error| self.poison(error))
     }
 
     /// Has the files of tables unlinked that nobody uses any more: by the thread that does it at a pace, if there is.

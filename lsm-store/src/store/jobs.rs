@@ -60,7 +60,9 @@ impl Inner {
         }
         self.bury();
         self.tell_end_of_delays();
-        result.map(|()| true)
+        result?;
+        self.cut_log()?;
+        Ok(true)
     }
 
     /// Writes the entries of `sets` into one run per partition and records, in the same edit, what tables

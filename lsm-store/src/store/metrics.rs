@@ -9,6 +9,7 @@ use crate::histogram::{Distribution, Recorder};
 use crate::manifest::version::Levels;
 use crate::sstable::reader::Table;
 use crate::store::inner::Inner;
+use crate::wal::WalMetrics;
 
 /// A number that only rises.
 #[derive(Debug, Default)]
@@ -188,6 +189,8 @@ pub struct Metrics {
     pub last_job_failure: String,
     /// Why the store accepts no more writes, if so.
     pub poisoned: Option<String>,
+    /// The store's own log, if it has one.
+    pub log: Option<WalMetrics>,
     /// The block cache, and what tables hold of its bytes.
     pub cache: CacheMetrics,
 }
@@ -251,6 +254,7 @@ impl Inner {
             job_failures,
             last_job_failure,
             poisoned,
+            log: None,
             cache: self.cache.metrics(),
         }
     }

@@ -67,6 +67,7 @@ pub use ingest::Replaced;
 pub use iter::{Iter, IterOptions};
 pub use metrics::{LevelMetrics, Metrics, PartitionMetrics, WaitMetrics};
 pub use pressure::Pressure;
+pub(crate) use run::Freeze;
 pub use run::Run;
 pub use salvage::Salvaged;
 pub use scrub::ScrubProgress;
@@ -363,11 +364,6 @@ impl Store {
         self.inner().state.lock().durable.clone()
     }
 
-    /// The index of [`durable_position`](Store::durable_position).
-    pub(crate) fn durable_index(&self) -> u64 {
-        self.inner().state.lock().durable.index
-    }
-
     /// The position of the last published run.
     #[must_use]
     pub fn visible_position(&self) -> Position {
@@ -473,7 +469,7 @@ impl Store {
     /// Sizes now, and counts since the store was opened.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        self.inner().metrics()
+        Metrics { log: self.wal().map(Wal::metrics), ..self.inner().metrics() }
     }
 
     /// The ranges of keys that cannot be read, as far as is known: what reads, compactions, scrubbing and

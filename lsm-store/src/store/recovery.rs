@@ -18,8 +18,8 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
@@ -159,6 +159,7 @@ pub(crate) fn open(
         reports,
         scrub: Mutex::default(),
         dir_lock: Mutex::new(Some(dir_lock)),
+        log_cutter: OnceLock::new(),
         refusing: AtomicBool::new(false),
     };
     inner.measure_tables(&inner.superversion.load().version);

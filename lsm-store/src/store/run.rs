@@ -230,41 +230,51 @@ impl Drop for Run {
     }
 }
 
+/// Which memtables are to be frozen before batches of the store's own log are applied: decided when they are
+/// logged, so that a segment of the log can end where a memtable does.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Freeze {
+    /// Full ones.
+    pub(crate) full: bool,
+    /// Others, too: the log is too large.
+    pub(crate) always: bool,
+}
+
 impl Store {
     /// Waits as far as the pressure asks for it, and, if the memtables are full and no more may be frozen, until
-    /// they may: what is logged next must find room. Called before it is, by one thread at a time.
+    /// they may: what is logged next must find room. Called before it is, by one thread at a time. Returns whether
+    /// they are full.
     ///
     /// # Errors
     /// `Stalled`, `Poisoned`, `Closed`.
-    pub(crate) fn make_room(&self) -> Result<()> {
+    pub(crate) fn make_room(&self) -> Result<bool> {
         let inner = self.inner();
         inner.check_writable()?;
         if let Some(delay) = inner.delay_due() {
             inner.wait_out(delay)?;
         }
         if !inner.freeze_is_due(&inner.superversion.load().active) {
-            return Ok(());
+            return Ok(false);
         }
         let state = inner.state.lock();
         state.check_writable()?;
         drop(self.wait_for_room(state)?);
-        Ok(())
+        Ok(true)
     }
 
     /// Begins a run of batches that are in the store's own log, hence cannot be refused any more: full
-    /// memtables are frozen if they may be, and else take these batches, too. `freeze` asks for a freeze of
-    /// memtables that are not full. One call at a time.
+    /// memtables are frozen if they may be, and else take these batches, too. One call at a time.
     ///
     /// # Errors
     /// `Poisoned`, `Closed`.
-    pub(crate) fn begin_logged(&self, index: u64, freeze: bool) -> Result<Run> {
+    pub(crate) fn begin_logged(&self, index: u64, freeze: Freeze) -> Result<Run> {
         let inner = self.inner();
         let mut state = inner.state.lock();
         // Only a range that is being replaced excludes runs here.
         inner.wait_for_run(&mut state);
         state.check_writable()?;
-        let full = inner.freeze_is_due(&state.active);
-        if (full || freeze) && state.frozen.len() < inner.options.frozen_max {
+        let due = freeze.always || (freeze.full && inner.freeze_is_due(&state.active));
+        if due && state.frozen.len() < inner.options.frozen_max {
             inner.freeze(&mut state);
             if inner.executor == Executor::Inline {
                 drop(state);

@@ -10,8 +10,8 @@
 //!   buffered batch waits for a sync only if a batch before it in the log wants one that is not done.
 //! * The first failure of the log poisons the store, before anybody is woken. What is refused before the log
 //!   was touched (no room in memory, no space for a new segment) can be tried again.
-//! * A segment is removed when everything in it is in tables; closing the store then, too, leaves only an empty
-//!   one. The head of a segment says how many batches
+//! * A segment ends where memtables are frozen, if it is not too small, and is removed when everything in it is
+//!   in tables; closing the store then, too, leaves only an empty one. The head of a segment says how many batches
 //!   came before, so a missing piece of the log is noticed. All partitions are frozen together, so a cold
 //!   one pins nothing; a log above [`Options::wal_max_bytes`](crate::Options::wal_max_bytes) freezes them.
 //!
@@ -33,10 +33,12 @@ pub use batch::{MAX_BATCH_BYTES, SequenceNumbers, WriteBatch};
 
 use crate::coding::DecodeError;
 use crate::error::{Error, IoContext, Result};
+use crate::histogram::{Distribution, Recorder};
 use crate::journal::record::{kind, record_bytes};
 use crate::journal::segment::file_name;
-use crate::journal::{BorrowedRecord, Journal, JournalOptions};
-use crate::store::{Run, Store};
+use crate::journal::{BorrowedRecord, Journal, JournalOptions, SegmentRemover};
+use crate::options::Executor;
+use crate::store::{Freeze, Run, Store};
 use crate::types::{Position, SequenceNumber};
 use crate::vfs::Vfs;
 use queue::{Answers, CommitQueue, Items, Stages};
@@ -86,6 +88,53 @@ pub(crate) fn directory(dir: &Path) -> PathBuf {
 pub(crate) struct Wal {
     queue: CommitQueue<Work, Result<SequenceNumbers>>,
     log: Mutex<Log>,
+    cutter: Cutter,
+    sync_micros: Recorder,
+    batches_synced: Recorder,
+}
+
+/// What the log of a store did since it was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct WalMetrics {
+    /// Bytes of records in all segments.
+    pub bytes: u64,
+    /// Segments begun.
+    pub segments: u64,
+    /// Segments that were not prepared, or whose predecessor's predecessor was not synced, when they were
+    /// needed: a write waited for it.
+    pub segments_late: u64,
+    /// Times that space was not reserved when it was needed: a write waited for it.
+    pub reserved_late: u64,
+    /// How long syncs took, in microseconds; nothing with [`Executor::Inline`](crate::Executor::Inline),
+    /// which has no clock.
+    pub sync_micros: Distribution,
+    /// How many batches were made durable by a sync.
+    pub batches_synced: Distribution,
+}
+
+/// Removes segments whose batches are all in tables. Told by every flush.
+#[derive(Debug, Clone)]
+pub(crate) struct Cutter {
+    /// For each segment the number of its last batch.
+    segments: Arc<Mutex<BTreeMap<u64, u64>>>,
+    remover: SegmentRemover,
+}
+
+impl Cutter {
+    /// Removes what is needed no more once tables hold the batches up to `durable`.
+    ///
+    /// # Errors
+    /// `Io`, which ends the log; `Poisoned`.
+    pub(crate) fn cut(&self, durable: u64) -> Result<()> {
+        let mut segments = self.segments.lock();
+        // A segment that has a successor is in the map with its last batch.
+        let first_kept = first_needed(&segments, durable).unwrap_or(u64::MAX);
+        self.remover.remove_below(first_kept)?;
+        let oldest = self.remover.oldest_segment();
+        segments.retain(|segment, _| *segment >= oldest);
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -116,8 +165,6 @@ struct Log {
     last: u64,
     /// Per partition the last sequence number in the log.
     sequences: Vec<u64>,
-    /// For each segment the number of its last batch.
-    segments: BTreeMap<u64, u64>,
     /// The front of the payload that is being encoded; kept for its capacity.
     prefix: Vec<u8>,
 }
@@ -130,8 +177,8 @@ struct Logged {
     /// The number of its last batch; of the last one before if there is none.
     last: u64,
     batches: u64,
-    /// Full or not, the memtables should be frozen: the log is too large.
-    freeze: bool,
+    /// What is to be done to the memtables before.
+    freeze: Freeze,
     failure: Option<Error>,
 }
 
@@ -142,6 +189,7 @@ impl Wal {
         let dir = directory(&inner.dir);
         let options = JournalOptions {
             segment_bytes: inner.options.wal_segment_bytes,
+            helper: inner.executor == Executor::Threads,
             ..JournalOptions::new(inner.options.store_id, inner.catalog.lock().epoch_seed())
         };
         let durable = store.durable_position().index;
@@ -162,8 +210,32 @@ impl Wal {
         while let Some(record) = recovery.next_borrowed()? {
             replay.record(&record)?;
         }
+        let segments = Arc::new(Mutex::new(std::mem::take(&mut replay.segments)));
+        let cutter = Cutter { segments, remover: journal.remover() };
         let log = replay.finish(journal)?;
-        Ok(Self { queue: CommitQueue::default(), log: Mutex::new(log) })
+        inner.log_cutter.get_or_init(|| cutter.clone());
+        Ok(Self {
+            queue: CommitQueue::default(),
+            log: Mutex::new(log),
+            cutter,
+            sync_micros: Recorder::default(),
+            batches_synced: Recorder::default(),
+        })
+    }
+
+    /// What it did.
+    pub(crate) fn metrics(&self) -> WalMetrics {
+        let log = self.log.lock();
+        let journal = log.journal.as_ref().map(Journal::metrics).unwrap_or_default();
+        drop(log);
+        WalMetrics {
+            bytes: journal.bytes,
+            segments: journal.segments,
+            segments_late: journal.segments_late,
+            reserved_late: journal.reserved_late,
+            sync_micros: self.sync_micros.distribution(),
+            batches_synced: self.batches_synced.distribution(),
+        }
     }
 
     /// Syncs the log and ends it.
@@ -204,7 +276,7 @@ impl Stages for Commit<'_> {
             others: Vec::new(),
             last: 0,
             batches: 0,
-            freeze: false,
+            freeze: Freeze::default(),
             failure: None,
         };
         let mut own = true;
@@ -235,7 +307,10 @@ impl Stages for Commit<'_> {
         let mut log = self.wal.log.lock();
         let pending = log.journal.as_mut().ok_or(Error::Closed).and_then(Journal::start_sync);
         drop(log);
+        let since = self.store.inner().stopwatch();
         let synced = pending.and_then(|pending| pending.map_or(Ok(()), |pending| pending.run()));
+        self.wal.sync_micros.record_time(since.map(|since| since.elapsed()));
+        self.wal.batches_synced.record(logged.batches);
         if let Err(error) = synced {
             self.fail(logged, error);
         }
@@ -284,7 +359,7 @@ impl Commit<'_> {
     ) -> Result<()> {
         // The room on the device and in memory first: what is logged cannot be refused any more.
         self.store.inner().check_space()?;
-        self.store.make_room()?;
+        let full = self.store.make_room()?;
         let mut log = self.wal.log.lock();
         let log = &mut *log;
         let Some(journal) = &mut log.journal else { return Err(Error::Closed) };
@@ -293,6 +368,11 @@ impl Commit<'_> {
         let before = log.last;
         if room > 0 {
             let newest = journal.newest_segment();
+            if full {
+                // The flush that follows then leaves nothing to keep of the segment.
+                logged.freeze.full = true;
+                journal.end_segment();
+            }
             journal
                 .reserve(room, before + 1, &mut |head| {
                     head.extend_from_slice(&before.to_le_bytes())
@@ -300,8 +380,8 @@ impl Commit<'_> {
                 .inspect_err(|error| self.poison_with(journal, error))?;
             if journal.newest_segment() != newest {
                 // Once for each segment: what a freeze gains is known only when it is in tables.
-                logged.freeze = journal.bytes() > self.store.inner().options.wal_max_bytes;
-                log.remove_segments(self.store)?;
+                logged.freeze.always = journal.bytes() > self.store.inner().options.wal_max_bytes;
+                self.store.inner().cut_log()?;
             }
         }
         let Some(journal) = &mut log.journal else { return Err(Error::Closed) };
@@ -327,7 +407,7 @@ impl Commit<'_> {
             keep(logged, numbers);
         }
         if log.last > before {
-            log.segments.insert(journal.newest_segment(), log.last);
+            self.wal.cutter.segments.lock().insert(journal.newest_segment(), log.last);
         }
         journal.write_out().inspect_err(|error| self.store.inner().poison(error))?;
         logged.last = log.last;
@@ -336,7 +416,7 @@ impl Commit<'_> {
 
     /// Ends the log; of batches that are all in tables nothing stays.
     fn close(&self, journal: Journal, last: u64) -> Result<()> {
-        if self.store.durable_index() < last {
+        if self.store.durable_position().index < last {
             return journal.close();
         }
         journal.close_spent(last + 1, &mut |head| head.extend_from_slice(&last.to_le_bytes()))
@@ -405,23 +485,6 @@ fn for_followers(error: &Error) -> Error {
         }
         Error::Poisoned { reason } => Error::Poisoned { reason: reason.clone() },
         other => Error::Poisoned { reason: other.to_string() },
-    }
-}
-
-impl Log {
-    /// Removes the segments whose batches are all in tables.
-    fn remove_segments(&mut self, store: &Store) -> Result<()> {
-        let durable = store.durable_index();
-        let Some(journal) = &mut self.journal else { return Err(Error::Closed) };
-        let first_kept =
-            first_needed(&self.segments, durable).unwrap_or_else(|| journal.newest_segment());
-        if let Err(error) = journal.remove_segments_below(first_kept) {
-            store.inner().poison(&error);
-            return Err(error);
-        }
-        let oldest = journal.oldest_segment();
-        self.segments.retain(|segment, _| *segment >= oldest);
-        Ok(())
     }
 }
 
@@ -510,7 +573,6 @@ impl Replay<'_> {
             journal: Some(journal),
             last: self.last,
             sequences: partitions.map(|partition| inner.visible.sequence(partition)).collect(),
-            segments: self.segments,
             prefix: Vec::new(),
         })
     }
