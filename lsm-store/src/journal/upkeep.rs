@@ -22,6 +22,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::draft::{self, Draft};
 use super::recovery;
+use super::segment::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader};
 use super::syncer::{Syncer, check_alive};
 use crate::error::{Error, IoContext, Result};
 use crate::vfs::Vfs;
@@ -65,6 +66,26 @@ pub(super) struct Plan {
     pub(super) len: Option<u64>,
     /// How much is needed, for errors.
     pub(super) needed: u64,
+}
+
+impl Plan {
+    /// Of the segment after `number`, which has not ended yet.
+    pub(super) fn after(number: u64, epoch: u64, store_id: u128, len: Option<u64>) -> Self {
+        let published_len = len.unwrap_or(SEGMENT_HEADER_BYTES);
+        let header = SegmentHeader {
+            store_id,
+            number: number + 1,
+            epoch,
+            predecessor: Seal { segment: number, ..Seal::default() },
+            first_sequence: 0,
+            published_end: SEGMENT_HEADER_BYTES,
+            published_len,
+            copies: false,
+            prepared: true,
+        };
+        let header = header.encode();
+        Self { number: number + 1, header, epoch, len, needed: published_len }
+    }
 }
 
 /// A segment whose file is there and durable, under a name that it does not keep.

@@ -684,20 +684,7 @@ impl Journal {
     fn plan(&mut self, number: u64, needed: u64) -> Plan {
         let epoch = draw_epoch(&mut self.epochs);
         let reserved = self.options.preallocate.then_some(self.first_reserve().max(needed));
-        let published_len = reserved.unwrap_or(SEGMENT_HEADER_BYTES);
-        let header = SegmentHeader {
-            store_id: self.options.store_id,
-            number: number + 1,
-            epoch,
-            predecessor: Seal { segment: number, ..Seal::default() },
-            first_sequence: 0,
-            published_end: SEGMENT_HEADER_BYTES,
-            published_len,
-            copies: false,
-            prepared: true,
-        };
-        let needed = published_len;
-        Plan { number: number + 1, header: header.encode(), epoch, len: reserved, needed }
+        Plan::after(number, epoch, self.options.store_id, reserved)
     }
 
     /// Space reserved for a new segment.
