@@ -14,7 +14,7 @@
 
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
@@ -22,6 +22,7 @@ use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 
 use crate::error::Result;
 use crate::perf::{self, Count};
+use crate::reads::{ReadCount, ReadCounts};
 use crate::sstable::filter::Filter;
 use crate::sstable::index::IndexPartition;
 use crate::sstable::slot::SlotName;
@@ -64,12 +65,15 @@ pub(crate) enum CacheKind {
 }
 
 impl CacheKind {
-    /// Place in a [`Lane`].
-    const fn slot(self) -> usize {
-        match self {
-            Self::Data => 0,
-            Self::Index => 2,
-            Self::Filter => 4,
+    /// What a lookup counts as.
+    const fn count(self, hit: bool) -> ReadCount {
+        match (self, hit) {
+            (Self::Data, true) => ReadCount::DataHit,
+            (Self::Data, false) => ReadCount::DataMiss,
+            (Self::Index, true) => ReadCount::IndexHit,
+            (Self::Index, false) => ReadCount::IndexMiss,
+            (Self::Filter, true) => ReadCount::FilterHit,
+            (Self::Filter, false) => ReadCount::FilterMiss,
         }
     }
 }
@@ -174,7 +178,7 @@ pub(crate) struct BlockCache {
     held: Mutex<u64>,
     /// A copy of `held` for those who only want to know whether there is room.
     held_seen: AtomicU64,
-    lookups: Lookups,
+    counts: ReadCounts,
 }
 
 impl BlockCache {
@@ -194,33 +198,43 @@ impl BlockCache {
             bytes: bytes as u64,
             held: Mutex::new(0),
             held_seen: AtomicU64::new(0),
-            lookups: Lookups::default(),
+            counts: ReadCounts::default(),
         }
     }
 
-    /// The item, loaded by `load` if it is not here. With `fill` false a loaded item is not kept.
+    /// What reads of the tables that use this cache did.
+    pub(crate) const fn counts(&self) -> &ReadCounts {
+        &self.counts
+    }
+
+    /// The item, loaded by `load` if it is not here. With `fill` false a loaded item is not kept, and the
+    /// lookup is not counted: those who read everything once (compactions, verification, long walks) say
+    /// nothing about what a larger cache would do.
     pub(crate) fn get(
         &self,
         id: BlockId,
         fill: bool,
         load: impl FnOnce() -> Result<Cached>,
     ) -> Result<Cached> {
-        let Some(shards) = &self.shards else {
-            self.lookups.count(id.kind, false);
-            return load();
-        };
-        if let Some(cached) = shards.get(&id) {
-            self.lookups.count(id.kind, true);
-            perf::count(Count::CacheHits, 1);
-            return Ok(cached);
+        let cached = self.shards.as_ref().and_then(|shards| shards.get(&id));
+        if fill {
+            self.counts.add(id.kind.count(cached.is_some()), 1);
         }
-        self.lookups.count(id.kind, false);
-        if fill { shards.get_or_insert_with(&id, load) } else { load() }
+        match (cached, &self.shards) {
+            (Some(cached), _) => {
+                perf::count(Count::CacheHits, 1);
+                Ok(cached)
+            }
+            (None, Some(shards)) if fill => shards.get_or_insert_with(&id, load),
+            (None, _) => load(),
+        }
     }
 
-    /// Counts a hit that was not looked up here.
-    pub(crate) fn count_hit(&self, kind: CacheKind) {
-        self.lookups.count(kind, true);
+    /// Counts a hit that was not looked up here, for those who would fill the cache.
+    pub(crate) fn count_hit(&self, kind: CacheKind, fill: bool) {
+        if fill {
+            self.counts.add(kind.count(true), 1);
+        }
         perf::count(Count::CacheHits, 1);
     }
 
@@ -270,18 +284,23 @@ impl BlockCache {
         }
     }
 
+    fn lookups(&self, kind: CacheKind) -> CacheLookups {
+        let of = |hit| self.counts.of(kind.count(hit));
+        CacheLookups { hits: of(true), misses: of(false) }
+    }
+
     pub(crate) fn metrics(&self) -> CacheMetrics {
         CacheMetrics {
-            data: self.lookups.of(CacheKind::Data),
-            index: self.lookups.of(CacheKind::Index),
-            filter: self.lookups.of(CacheKind::Filter),
+            data: self.lookups(CacheKind::Data),
+            index: self.lookups(CacheKind::Index),
+            filter: self.lookups(CacheKind::Filter),
             cached_bytes: self.shards.as_ref().map_or(0, Cache::weight),
             held_bytes: *self.held.lock(),
         }
     }
 }
 
-/// Lookups of one kind of item.
+/// Lookups of one kind of item, by those who keep what they read in the cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CacheLookups {
     /// Found.
@@ -318,42 +337,5 @@ impl CacheMetrics {
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.cached_bytes + self.held_bytes
-    }
-}
-
-/// Counts hits and misses per kind. Threads count in lanes of their own, as far as there are any, so that
-/// a hit does not move a line of memory between processors.
-#[derive(Debug, Default)]
-struct Lookups {
-    lanes: [Lane; LANES],
-}
-
-const LANES: usize = 16;
-
-/// Hits and misses per kind, alone in its line of memory.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Lane([AtomicU64; 6]);
-
-static NEXT_LANE: AtomicUsize = AtomicUsize::new(0);
-
-thread_local! {
-    static LANE: usize = NEXT_LANE.fetch_add(1, Ordering::Relaxed) % LANES;
-}
-
-impl Lookups {
-    fn count(&self, kind: CacheKind, hit: bool) {
-        let lane = LANE.try_with(|lane| *lane).unwrap_or(0);
-        let counter = self.lanes.get(lane).and_then(|l| l.0.get(kind.slot() + usize::from(!hit)));
-        if let Some(counter) = counter {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn of(&self, kind: CacheKind) -> CacheLookups {
-        let sum = |at: usize| {
-            self.lanes.iter().filter_map(|l| l.0.get(at)).map(|c| c.load(Ordering::Relaxed)).sum()
-        };
-        CacheLookups { hits: sum(kind.slot()), misses: sum(kind.slot() + 1) }
     }
 }

@@ -24,9 +24,11 @@ mod compaction;
 mod histogram;
 mod internal_key;
 mod iter;
+mod lanes;
 mod manifest;
 mod memtable;
 mod options;
+mod reads;
 mod sstable;
 mod store;
 mod sync;
@@ -38,6 +40,7 @@ pub use error::{Error, Result};
 pub use histogram::Distribution;
 pub use iter::reading::FillCache;
 pub use options::{Compression, Executor, Keep, LEVELS, Mode, Options, PartitionOptions};
+pub use reads::ReadMetrics;
 pub use store::{
     Checkpoint, Damage, IncomingSnapshot, Iter, IterOptions, LevelMetrics, Metrics,
     PartitionMetrics, Pressure, RangeDigest, Replaced, Run, Salvaged, ScrubProgress, SnapshotTable,

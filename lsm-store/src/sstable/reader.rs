@@ -16,6 +16,7 @@ use crate::checksum::fold64;
 use crate::error::{Error, IoContext, Result};
 use crate::internal_key::Kind;
 use crate::perf::{self, Count};
+use crate::reads::ReadCount;
 use crate::sstable::TableMeta;
 use crate::sstable::block::{self, Block};
 use crate::sstable::damage::DamageReports;
@@ -308,7 +309,7 @@ impl Table {
             return Err(Error::corruption(&self.path, 0, "an index partition lost a block"));
         };
         if let Some(applied) = slot.with(|raw| apply(handle, raw)) {
-            self.cache.count_hit(CacheKind::Data);
+            self.cache.count_hit(CacheKind::Data, fill);
             return Ok(applied);
         }
         let raw = self.cached_data(index, at, handle, fill, read)?;
@@ -528,13 +529,18 @@ impl Table {
         perf::count(Count::Filters, 1);
         if !self.partition_filter(partition, top)?.may_contain(hash) {
             perf::count(Count::FiltersExcluded, 1);
+            self.cache.counts().add(ReadCount::Excluded, 1);
             return Ok(None);
         }
         // The separator is at or above everything in the block and below everything in the next one, so
         // a search that runs off this block's end would find another user key in the next.
         let index = self.partition_index(partition, top, true)?;
         let at = index.find(key, sequence);
-        Ok((at < index.len()).then_some((index, at)))
+        if at < index.len() {
+            return Ok(Some((index, at)));
+        }
+        self.cache.counts().add(ReadCount::FalsePositive, 1);
+        Ok(None)
     }
 
     #[inline]
@@ -547,6 +553,8 @@ impl Table {
     ) -> Result<Option<FoundEntry>> {
         let found = block::find(raw, key, sequence)
             .map_err(|detail| self.corrupt(handle, &format!("entry: {detail}")))?;
+        let count = if found.is_some() { ReadCount::Answered } else { ReadCount::FalsePositive };
+        self.cache.counts().add(count, 1);
         Ok(found.map(|found| FoundEntry {
             sequence: found.sequence,
             kind: found.kind,

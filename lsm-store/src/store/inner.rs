@@ -90,6 +90,7 @@ impl State {
             active: Arc::clone(&self.active),
             frozen: self.frozen.clone(),
             version: Arc::clone(&self.version),
+            cache: Arc::clone(&before.cache),
         }
     }
 

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::cache::BlockCache;
 use crate::error::{Error, Result};
 use crate::internal_key::{Kind, SEQUENCE_ABOVE_ALL, SEQUENCE_BELOW_ALL};
 use crate::iter::InternalIter;
@@ -12,6 +14,7 @@ use crate::iter::bounds::{Bounds, SharedBounds};
 use crate::iter::merge::MergeIter;
 use crate::iter::reading::{FillCache, Reading};
 use crate::perf::{self, Count};
+use crate::reads::ReadCount;
 use crate::store::superversion::SuperVersion;
 use crate::store::view::View;
 use crate::types::SequenceNumber;
@@ -37,6 +40,8 @@ pub struct Iter {
     key: Vec<u8>,
     entry_sequence: u64,
     value: Bytes,
+    /// Where reads are counted.
+    cache: Arc<BlockCache>,
 }
 
 /// How an iterator reads. [`IterOptions::default`] is right for most.
@@ -106,6 +111,7 @@ impl Iter {
             key: Vec::new(),
             entry_sequence: 0,
             value: Bytes::new(),
+            cache: Arc::clone(&superversion.cache),
         }
     }
 
@@ -160,7 +166,7 @@ impl Iter {
     /// # Errors
     /// `Io` or `Corruption` of a table.
     pub fn seek_to_first(&mut self) -> Result<bool> {
-        self.moving(|this| {
+        self.searching(|this| {
             match this.bounds.as_ref().map(|b| &b.lower) {
                 None | Some(Bound::Unbounded) => this.merge.seek_to_first()?,
                 Some(Bound::Included(key)) => this.merge.seek(key, this.sequence)?,
@@ -175,7 +181,7 @@ impl Iter {
     /// # Errors
     /// As [`Iter::seek_to_first`].
     pub fn seek_to_last(&mut self) -> Result<bool> {
-        self.moving(|this| {
+        self.searching(|this| {
             match this.bounds.as_ref().map(|b| &b.upper) {
                 None | Some(Bound::Unbounded) => this.merge.seek_to_last()?,
                 Some(Bound::Included(key)) => this.merge.seek_for_prev(key, SEQUENCE_BELOW_ALL)?,
@@ -193,7 +199,7 @@ impl Iter {
         if self.bounds.as_ref().is_some_and(|b| !b.above_lower(key)) {
             return self.seek_to_first();
         }
-        self.moving(|this| {
+        self.searching(|this| {
             this.merge.seek(key, this.sequence)?;
             this.find_forward(false)
         })
@@ -207,7 +213,7 @@ impl Iter {
         if self.bounds.as_ref().is_some_and(|b| !b.below_upper(key)) {
             return self.seek_to_last();
         }
-        self.moving(|this| {
+        self.searching(|this| {
             this.merge.seek_for_prev(key, SEQUENCE_BELOW_ALL)?;
             this.find_backward()
         })
@@ -323,6 +329,26 @@ impl Iter {
         Ok(self.valid())
     }
 
+    /// A move that begins with a search.
+    fn searching(&mut self, search: impl FnOnce(&mut Self) -> Result<Place>) -> Result<bool> {
+        self.cache.counts().add(ReadCount::Seeks, 1);
+        self.moving(search)
+    }
+
+    /// Counts versions that were passed, among them one that decides for its key, if there is: a value of
+    /// those is an entry, and not passed.
+    fn skipped(&self, versions: u64, deciding: Option<Kind>) {
+        let others = versions - u64::from(deciding.is_some());
+        if others > 0 {
+            perf::count(Count::VersionsSkipped, others);
+            self.cache.counts().add(ReadCount::VersionsSkipped, others);
+        }
+        if deciding == Some(Kind::Delete) {
+            perf::count(Count::DeletesSkipped, 1);
+            self.cache.counts().add(ReadCount::DeletesSkipped, 1);
+        }
+    }
+
     /// Copies the key the iterator stands on, before the merge leaves it.
     fn keep_key(&mut self) {
         self.key.clear();
@@ -342,13 +368,13 @@ impl Iter {
                 if self.merge.kind() == Kind::Value {
                     return Ok(Place::Forward);
                 }
-                perf::count(Count::DeletesSkipped, 1);
+                self.skipped(1, Some(Kind::Delete));
                 decided = true;
                 steps = 0;
                 self.merge.next()?;
                 continue;
             }
-            perf::count(Count::VersionsSkipped, 1);
+            self.skipped(1, None);
             decided = passed;
             // Many versions of one key are passed by a search, many keys are not.
             steps = if self.merge.repeats_key() { steps + 1 } else { 1 };
@@ -372,6 +398,10 @@ impl Iter {
                 if self.merge.sequence() <= self.sequence && self.merge.kind() == Kind::Value {
                     return Ok(Place::Backward);
                 }
+                self.skipped(
+                    1,
+                    (self.merge.sequence() <= self.sequence).then(|| self.merge.kind()),
+                );
                 self.merge.prev()?;
                 continue;
             }
@@ -406,6 +436,7 @@ impl Iter {
             self.merge.seek_for_prev(&self.key, SEQUENCE_ABOVE_ALL)?;
             break;
         }
+        self.skipped(steps as u64, newest.map(|(_, kind)| kind));
         Ok(newest)
     }
 }

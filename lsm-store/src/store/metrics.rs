@@ -7,6 +7,7 @@ use crate::cache::CacheMetrics;
 use crate::events::StallCause;
 use crate::histogram::{Distribution, Recorder};
 use crate::manifest::version::Levels;
+use crate::reads::ReadMetrics;
 use crate::sstable::reader::Table;
 use crate::store::inner::Inner;
 use crate::wal::WalMetrics;
@@ -97,6 +98,9 @@ pub struct LevelMetrics {
     pub bytes: u64,
     /// Their entries: versions, deletes included.
     pub entries: u64,
+    /// Those of them that no view and no read at or above the floor can see any more, by the tables' own
+    /// estimate: what a compaction would drop.
+    pub garbage: u64,
 }
 
 /// One partition.
@@ -110,6 +114,8 @@ pub struct PartitionMetrics {
     pub floor: u64,
     /// Newest published sequence number.
     pub last_sequence: u64,
+    /// The oldest number that a view in use reads at: while it is far behind `last_sequence`, garbage stays.
+    pub oldest_view: Option<u64>,
 }
 
 /// The state of the store now, and what it did since it was opened. All sizes in bytes.
@@ -193,6 +199,18 @@ pub struct Metrics {
     pub log: Option<WalMetrics>,
     /// The block cache, and what tables hold of its bytes.
     pub cache: CacheMetrics,
+    /// What lookups and iterators did.
+    pub reads: ReadMetrics,
+}
+
+impl Metrics {
+    /// Bytes written to tables per byte that flushes wrote: what compactions make of a write. `NaN` before
+    /// the first flush. The log is not in it.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for eyes")]
+    pub fn write_amplification(&self) -> f64 {
+        (self.flush_bytes + self.compaction_bytes_written) as f64 / self.flush_bytes as f64
+    }
 }
 
 impl Inner {
@@ -203,9 +221,10 @@ impl Inner {
         let views = retention.pins();
         let partition = |(i, levels): (usize, &Levels)| PartitionMetrics {
             l0_runs: levels.runs.len(),
-            levels: level_metrics(levels),
+            levels: level_metrics(levels, retention.bound(i, visible.sequence(i))),
             floor: retention.floor(i, visible.sequence(i)),
             last_sequence: visible.sequence(i),
+            oldest_view: retention.oldest_pin(i),
         };
         let partitions =
             superversion.version.partitions.iter().enumerate().map(partition).collect();
@@ -256,16 +275,18 @@ impl Inner {
             poisoned,
             log: None,
             cache: self.cache.metrics(),
+            reads: ReadMetrics::new(self.cache.counts()),
         }
     }
 }
 
-fn level_metrics(levels: &Levels) -> Vec<LevelMetrics> {
+fn level_metrics(levels: &Levels, bound: u64) -> Vec<LevelMetrics> {
     let sum = |tables: &mut dyn Iterator<Item = &Arc<Table>>| {
         tables.fold(LevelMetrics::default(), |sum, table| LevelMetrics {
             tables: sum.tables + 1,
             bytes: sum.bytes + table.meta().len,
             entries: sum.entries + table.meta().entries,
+            garbage: sum.garbage + table.meta().garbage_at(bound),
         })
     };
     let first = sum(&mut levels.runs.iter().flat_map(|r| r.tables.iter()));

@@ -114,6 +114,7 @@ pub(crate) fn open(
         active: Arc::clone(&active),
         frozen: Vec::new(),
         version: Arc::clone(&version),
+        cache: Arc::clone(&cache),
     };
     let shared = State {
         active,

@@ -92,6 +92,12 @@ impl Retention {
         p.floor_at(visible).min(visible).min(oldest_pin)
     }
 
+    /// The oldest number that a view reads at.
+    pub(crate) fn oldest_pin(&self, partition: usize) -> Option<u64> {
+        let p = self.partitions.get(partition)?;
+        p.pins.first_key_value().map(|(sequence, _)| *sequence)
+    }
+
     /// Views in use: those of any one partition, which are the same for all.
     pub(crate) fn pins(&self) -> usize {
         self.partitions.first().map_or(0, |p| p.pins.values().sum())

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::cache::BlockCache;
 use crate::error::Result;
 use crate::internal_key::{Kind, head};
 use crate::iter::mem::MemIter;
@@ -10,6 +11,7 @@ use crate::iter::reading::Reading;
 use crate::manifest::version::Version;
 use crate::memtable::{MemFound, MemSet};
 use crate::perf::{self, Count};
+use crate::reads::ReadCount;
 use crate::sstable::filter::key_hash;
 use crate::types::{Found, SequenceNumber};
 
@@ -26,12 +28,15 @@ pub(crate) struct SuperVersion {
     /// Oldest first.
     pub(crate) frozen: Vec<Arc<MemSet>>,
     pub(crate) version: Arc<Version>,
+    /// Where reads are counted.
+    pub(crate) cache: Arc<BlockCache>,
 }
 
 impl SuperVersion {
     /// The value of `key` at `sequence`. Sources from newest to oldest; the first that knows the key
     /// decides, and an error of any before that is an error of the read.
     pub(crate) fn get(&self, partition: usize, key: &[u8], sequence: u64) -> Result<Option<Found>> {
+        self.cache.counts().add(ReadCount::Gets, 1);
         if let Some(entry) = self.get_in_memory(partition, key, sequence) {
             return Ok(found(entry.kind, entry.value, entry.sequence));
         }
@@ -48,6 +53,7 @@ impl SuperVersion {
         keys: &[&[u8]],
         sequence: u64,
     ) -> Result<Vec<Option<Found>>> {
+        self.cache.counts().add(ReadCount::Gets, keys.len() as u64);
         let mut results = vec![None; keys.len()];
         let Some(levels) = self.version.partitions.get(partition) else { return Ok(results) };
         let mut order: Vec<(u64, &[u8], &mut Option<Found>)> =
