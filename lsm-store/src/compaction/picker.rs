@@ -591,7 +591,11 @@ mod tests {
             let runs = sizes.iter().zip(20..).map(|(bytes, n)| vec![table(n, *bytes, "a", "z")]);
             let (shape, claims) = (shape(runs.collect(), []), Claims::default());
             let picker = Picker { shape: &shape, options: &OPTIONS, partition: 0, claims: &claims };
-            picker.intra_level0_job().expect("four runs are enough").tables().count()
+            picker
+                .intra_level0_job(8 * OPTIONS.table_bytes)
+                .expect("four runs are enough")
+                .tables()
+                .count()
         };
         assert_eq!(taken(&[10, 10, 10, 10, 80]), 5, "twice as much as the newer ones together");
         assert_eq!(taken(&[10, 10, 10, 10, 81]), 4, "more than that");

@@ -162,3 +162,23 @@ fn a_small_log_takes_little_of_the_disk() {
     journal.close().expect("closed");
     assert!(size(&path) <= bytes + 8192, "and given back: {} for {bytes}", size(&path));
 }
+
+#[test]
+fn a_log_of_which_nothing_is_needed_is_closed_whatever_was_prepared_for_it() {
+    let vfs = MemVfs::new(1);
+    let options = JournalOptions { helper: true, ..options(64 << 10) };
+    let (mut journal, _) = open(&vfs, options).expect("a new journal");
+    let mut last = 0;
+    // The helper prepares the next segment some time after it is due.
+    while vfs.files().iter().all(|path| path.parent() != Some(&*dir().join("tmp"))) {
+        last += 1;
+        append(&mut journal, last).expect("appended");
+        std::thread::yield_now();
+        assert!(last < 1_000_000, "nothing is ever prepared");
+    }
+    journal.close_spent(last + 1, &mut |_| {}).expect("closed");
+    let names = vfs.files();
+    assert_eq!(names.len(), 1, "one segment: {names:?}");
+    let (_, records) = reopen(&vfs).expect("whole");
+    assert_eq!(records.len(), 1, "its head");
+}

@@ -5,6 +5,8 @@
 //!   was touched. A failure to write to a segment, to sync it or to name a new one ends the journal.
 //! * At most two segments are not synced: the newest, and the one before.
 
+mod closing;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -315,80 +317,6 @@ impl Journal {
         self.encode(kind::SYNC_NOTE, sequence, &[])?;
         let written = self.write();
         self.guard(written)
-    }
-
-    /// Syncs, notes that it did, and syncs the note, which stands in a page of its own: damage to the page
-    /// of the last records must not take the proof that they were there.
-    ///
-    /// # Errors
-    /// As [`Journal::sync`].
-    pub fn close(mut self) -> Result<()> {
-        self.sync()?;
-        if let Some(Tail { end, last_sequence, .. }) =
-            self.tail.as_ref().filter(|tail| tail.unpromised)
-        {
-            let (sequence, after) = (*last_sequence, end.saturating_add(record_bytes(0)));
-            let padding = after.next_multiple_of(PAGE_BYTES) - after;
-            let padding = vec![0; usize::try_from(padding).unwrap_or(0)];
-            self.encode(kind::SYNC_NOTE, sequence, &[&padding])?;
-            self.encode(kind::SYNC_NOTE, sequence, &[])?;
-        }
-        self.sync()?;
-        self.stop_helper();
-        let cleared = self.clear_up();
-        self.guard(cleared)
-    }
-
-    /// Removes what waits for it, the file that was prepared, and the space that was reserved in vain. Whether
-    /// the last two last does not matter.
-    fn clear_up(&self) -> Result<()> {
-        self.upkeep.catch_up()?;
-        if let Some(prepared) = self.upkeep.claim() {
-            self.vfs.unlink(&prepared.draft.tmp).context("remove", &prepared.draft.tmp)?;
-        }
-        let Some(tail) = &self.tail else { return Ok(()) };
-        recovery::trim(&*self.vfs, &tail.syncer.path, tail.end.max(tail.published_len))
-    }
-
-    fn stop_helper(&mut self) {
-        self.upkeep.end();
-        if let Some(helper) = self.helper.take() {
-            // A panic of it has ended the journal.
-            let _poisoned = helper.join().is_err();
-        }
-    }
-
-    /// As [`Journal::close`], of a journal whose records are all needed no more: what stays is one segment
-    /// without records, its head as of `head`, so that there is next to nothing to read at the next opening.
-    /// `sequence` is the number of the record that would come next. Without room for it on the disk, everything stays.
-    ///
-    /// # Errors
-    /// As [`Journal::sync`].
-    pub fn close_spent(mut self, sequence: u64, head: &mut dyn FnMut(&mut Vec<u8>)) -> Result<()> {
-        self.check_alive()?;
-        let mut payload = Vec::new();
-        head(&mut payload);
-        self.check_size(payload.len() as u64)?;
-        let (end, reserved) = self.tail.as_ref().map_or((self.sealed.end, 0), |t| (t.end, t.len));
-        let spent = SEGMENT_HEADER_BYTES + record_bytes(payload.len() as u64);
-        if end <= spent && reserved <= spent {
-            return self.close();
-        }
-        self.sync()?;
-        self.stop_helper();
-        let before = self.tail.take();
-        if let Some(tail) = &before {
-            let (segment, end, last_checksum) = (tail.number, tail.end, tail.last_checksum);
-            self.sealed = Seal { segment, end, last_checksum };
-        }
-        self.options.preallocate = false;
-        if let Err(error) = self.begin_segment(sequence, &payload, 0) {
-            self.tail = before;
-            return if self.is_poisoned() { Err(error) } else { self.close() };
-        }
-        self.remove_segments_below(self.newest_segment())?;
-        let cleared = self.clear_up();
-        self.guard(cleared)
     }
 
     /// A reader by address, for any thread.
