@@ -146,7 +146,8 @@ pub enum Effect {
     /// This membership is in force now.
     MembershipEffective(Arc<Membership>),
     /// This node was removed from the cluster by the committed membership at `at`, for good: it
-    /// votes for others if asked, but never stands for election. It may be stopped. Told once a boot.
+    /// votes for others if asked, but never stands for election. It may be stopped: everything it
+    /// knows to be committed is applied, and nothing of this flush has to leave. Told once a boot.
     Removed {
         /// Where that membership stands in the log.
         at: LogIndex,

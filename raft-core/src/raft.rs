@@ -373,7 +373,8 @@ impl Raft {
     fn flush_changes(&mut self, out: &mut Effects) {
         let now =
             RoleChange { role: self.role.kind(), term: self.common.term(), leader: self.leader() };
-        if now != self.shown {
+        let role_changed = now != self.shown;
+        if role_changed {
             self.shown = now;
             out.push(Effect::Role(now));
         }
@@ -388,8 +389,14 @@ impl Raft {
         {
             self.common.note_removal(at);
         }
+        // Whoever stops at this word loses nothing by it: what a leader said last has left with an
+        // earlier flush, and the callers of what is committed here have had their answers.
+        let is_through =
+            |at| self.common.commit < at || self.common.apply.applied >= self.common.commit;
         if let Some(at) = self.common.removed
             && !self.removal_shown
+            && !role_changed
+            && is_through(at)
         {
             self.removal_shown = true;
             out.push(Effect::Removed { at });

@@ -320,14 +320,28 @@ fn self_removal_and_replace_leader() {
         } else {
             NodeChange::Remove(n(1))
         };
+        cluster.keep_journal = true;
         let before: Vec<Ticket> = (0..3).map(|_| write(&mut cluster, n(1))).collect();
         let ticket = cluster.change(n(1), change);
         let after: Vec<Ticket> = (0..3).map(|_| write(&mut cluster, n(1))).collect();
-        run(&mut cluster, 500);
+        let hands_over = |it: &raft_core::Envelope| matches!(it.msg, Message::TimeoutNow { .. });
+        while !cluster.network.iter().any(hands_over) {
+            assert!(small_step(&mut cluster), "it hands over");
+        }
+        assert_eq!(cluster.node(n(1)).removed, None, "a driver that stops must not swallow that");
+        run(&mut cluster, 1_000);
         assert_eq!(end(&cluster, ticket), DONE);
         for write in before.into_iter().chain(after) {
             assert_eq!(end(&cluster, write), Some(End::Applied), "no write is lost");
         }
+        // The word that it may stop comes after what others still need of it.
+        let journal = &cluster.journal;
+        let place = |wanted: fn(&Effect) -> bool| {
+            journal.iter().rposition(|(id, effect)| *id == n(1) && wanted(effect))
+        };
+        let told = place(|effect| matches!(effect, Effect::Removed { .. }));
+        let applied = place(|effect| matches!(effect, Effect::Apply(_)));
+        assert!(told.is_some() && applied < told, "{applied:?} {told:?}");
         let elections: u64 =
             cluster.ids().iter().map(|id| cluster.status(*id).counters.elections).sum();
         assert_eq!(elections, 2, "the first, and one hand-over");
@@ -370,6 +384,19 @@ fn removed_leader_leads_again_while_its_removal_is_not_committed() {
     run(&mut cluster, 3_000);
     works_with(&mut cluster, &[2]);
     assert!(cluster.node(n(1)).removed.is_some());
+}
+
+/// The other voter is in the next term already, without a vote in it, and has the shorter log. It can
+/// neither win nor refuse, so its vote in trial has to count as it is.
+#[test]
+fn trial_vote_of_a_node_that_is_a_term_ahead_counts() {
+    let ahead = Disk { log: log_of(&[1]), ballot: ballot(2), ..Disk::default() };
+    let behind = Disk { log: log_of(&[1, 1]), ballot: ballot(1), ..Disk::default() };
+    let disks = vec![behind, ahead];
+    let mut cluster = Cluster::with_states(voters(2), &Config::default(), 5, disks, &[0, 0]);
+    run(&mut cluster, 3_000);
+    assert_eq!(cluster.leaders(), [n(1)], "only it can win");
+    assert_eq!(cluster.status(n(1)).ballot.term, Term(2), "in the term that it asked for");
 }
 
 /// The survivor leads; the one that leaves is alive, or dies after each small step. Then either the

@@ -93,7 +93,10 @@ impl Raft {
         asked: Term,
     ) {
         let mine = self.common.term();
-        if term > mine {
+        // A trial vote may come from a node that is in the term asked for already, and counts without
+        // raising this node's: who has the longest log may be the only one that asks (Raft §5.4.1).
+        let counts = granted && kind == VoteKind::Pre && term <= asked;
+        if term > mine && !counts {
             if !granted {
                 self.adopt_higher_term(from, term);
             }
