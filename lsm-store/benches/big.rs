@@ -91,11 +91,15 @@ fn work(asked: &Asked) -> Outcome<()> {
     let started = Instant::now();
     store.compact()?;
     rest();
+    let took = started.elapsed();
+    // With its end, files of replaced tables are gone.
+    store.close()?;
+    let store = LsmStore::open(&store_dir, &settings)?;
     let tables = tables(&store_dir)?;
     let bytes: u64 = tables.iter().map(|(_, len)| len).sum();
     println!(
         "compacted  in {:.1} s: {} tables, {} MiB, {:.1} times the limit of {} MiB and {:.1} times the cache",
-        started.elapsed().as_secs_f64(),
+        took.as_secs_f64(),
         tables.len(),
         bytes / MIB,
         bytes as f64 / limit as f64,

@@ -219,6 +219,8 @@ fn replaced_files_are_removed_at_a_pace_and_all_of_them_at_the_end() {
     let store = open(&vfs, Options { deletion_rate: 1, ..options() }, Executor::Threads);
     fill(&store, 1, 3000);
     store.compact_all().expect("compacts");
+    assert!(store.metrics().tables_removed + store.metrics().obsolete_files as u64 > 20, "many");
+    until("more than a few are not kept waiting", || store.metrics().obsolete_files <= 8);
     let metrics = store.metrics();
     assert!(metrics.obsolete_files > 1, "a byte per second: {metrics:?}");
     store.clone().close().expect("closes");

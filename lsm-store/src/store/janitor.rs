@@ -12,6 +12,9 @@ use crate::options::Mode;
 use crate::store::inner::Inner;
 use crate::store::pacing::Pacer;
 
+/// The pace is kept while so many files wait at most: the space of more is worth more than a smooth disk.
+const PACED_FILES: usize = 8;
+
 /// The longest wait for the pace of one file.
 const PACE_MAX: Duration = Duration::from_secs(60);
 
@@ -41,11 +44,12 @@ pub(crate) fn tend(inner: &Inner, bell: &Receiver<()>) {
             }
             seen = index;
         }
-        if unlink_at.is_none_or(|at| at <= now || inner.space.is_low()) {
-            let rate = inner.options.deletion_rate;
-            unlink_at = inner.bury_one().map(|bytes| match rate {
+        let hurry = inner.space.is_low() || inner.graveyard.lock().len() > PACED_FILES;
+        if hurry || unlink_at.is_none_or(|at| at <= now) {
+            unlink_at = inner.bury_one().map(|bytes| match inner.options.deletion_rate {
                 0 => now,
-                _ => pace.charge(now, bytes, rate, PACE_MAX),
+                _ if hurry => now,
+                rate => pace.charge(now, bytes, rate, PACE_MAX),
             });
         }
     }
