@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use rand_pcg::{Pcg32, rand_core::Rng as _};
 
+use crate::mutants::{Mutant, is_active};
 use crate::{
     Ballot, Body, Config, Counters, Effect, Effects, Entry, FatalError, FetchId, LogIndex, LogPos,
     Membership, Micros, NodeId, Outcome, PersistSeq, Recovered, Reject, Term, Ticket, WriteOp,
@@ -269,7 +270,10 @@ impl Common {
     }
 
     pub(crate) fn flush_apply(&mut self, out: &mut Effects) {
-        let upto = self.commit.min(self.writer.durable_index());
+        let mut upto = self.commit.min(self.writer.durable_index());
+        if is_active(Mutant::ApplyBeforeDurable) {
+            upto = self.commit;
+        }
         self.apply.flush(
             &self.log,
             upto,

@@ -130,6 +130,7 @@ mod io;
 mod log;
 mod membership;
 mod message;
+pub mod mutants;
 mod outbox;
 mod progress;
 mod raft;

@@ -10,6 +10,7 @@ use core::num::NonZeroU64;
 use serde::{Deserialize, Serialize};
 
 use crate::NodeId;
+use crate::mutants::{Mutant, is_active};
 
 /// What is known of a member besides its id. Opaque to consensus.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -171,7 +172,10 @@ impl Membership {
                 *slot = value(voter).unwrap_or_default();
             }
             values.sort_unstable();
-            let majority = values.len() / 2 + 1;
+            let mut majority = values.len() / 2 + 1;
+            if is_active(Mutant::HalfIsAQuorum) && values.len() % 2 == 0 && majority > 1 {
+                majority -= 1;
+            }
             // Without voters there is no majority: the membership is unknown.
             values.len().checked_sub(majority).map_or(T::default(), |at| values[at])
         };

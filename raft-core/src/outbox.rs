@@ -14,6 +14,7 @@
 
 use alloc::vec::Vec;
 
+use crate::mutants::{Mutant, is_active};
 use crate::{
     Ballot, Effect, Effects, Envelope, LogIndex, Message, Micros, NodeId, PersistSeq, ProbeId,
     ReadSeq, Term, writer::Writer,
@@ -139,7 +140,10 @@ impl Outbox {
         for envelope in self.free.drain(..) {
             out.push(Effect::Send(envelope));
         }
-        let ballot_gate = writer.ballot_gate();
+        let mut ballot_gate = writer.ballot_gate();
+        if is_active(Mutant::VoteBeforeDurable) {
+            ballot_gate = None;
+        }
         let stream_gate = (writer.issued() > durable).then(|| writer.issued());
         for (queue, gate) in
             [(&mut self.after_ballot, ballot_gate), (&mut self.after_stream, stream_gate)]
@@ -158,7 +162,8 @@ impl Outbox {
     fn flush_ack(&mut self, ballot: Ballot, writer: &Writer, out: &mut Effects) {
         let Some(ack) = self.ack.take().filter(|ack| ack.term == ballot.term) else { return };
         let ballot_gate = writer.ballot_gate();
-        let Some(gate) = writer.log_gate(ack.matched).max(ballot_gate) else {
+        let gate = writer.log_gate(ack.matched).max(ballot_gate);
+        let Some(gate) = gate.filter(|_| !is_active(Mutant::AckBeforeDurable)) else {
             self.answered_read = self.answered_read.max(ack.read);
             out.push(Effect::Send(ack.envelope(self.id, ack.matched)));
             return;

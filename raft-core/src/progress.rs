@@ -21,6 +21,7 @@
 use alloc::{collections::VecDeque, sync::Arc};
 use core::time::Duration;
 
+use crate::mutants::{Mutant, is_active};
 use crate::{Entry, FetchId, FlowKind, LogIndex, Micros, NodeId, PeerStatus, ProbeId, ReadSeq};
 
 /// A peer in the eyes of its leader.
@@ -319,6 +320,6 @@ impl Replicate {
 
     fn check_if_lost(&mut self, echo: Micros, now: Micros) {
         let overdue = self.inflight.front().is_some_and(|oldest| oldest.sent_at < echo);
-        self.check_due = overdue && now >= self.check_after;
+        self.check_due = overdue && now >= self.check_after && !is_active(Mutant::WindowNotProbed);
     }
 }

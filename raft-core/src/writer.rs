@@ -12,6 +12,7 @@
 
 use alloc::collections::VecDeque;
 
+use crate::mutants::{Mutant, is_active};
 use crate::{LogIndex, Micros, PersistSeq};
 
 /// An unfinished write.
@@ -50,7 +51,8 @@ impl Writer {
     pub(crate) fn overwrite(&mut self, from: LogIndex) {
         let kept = from.prev();
         self.durable_index = self.durable_index.min(kept);
-        for write in &mut self.pending {
+        for write in self.pending.iter_mut().filter(|_| !is_active(Mutant::OverwrittenWriteVouches))
+        {
             write.vouches_for = write.vouches_for.min(kept);
         }
     }

@@ -11,6 +11,7 @@ use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 use core::time::Duration;
 
 use super::{Patience, Role, earliest};
+use crate::mutants::{Mutant, is_active};
 use crate::{
     Entry, FatalError, LogIndex, LogPos, Message, Micros, NodeId, ProbeId, ReadSeq, Reject, Term,
     Ticket, common::Common, raft::Raft,
@@ -255,7 +256,10 @@ impl Common {
         let mut new_from = entries.len();
         for (at, entry) in entries.iter().enumerate() {
             match self.log.term_at(entry.pos.index) {
-                Some(here) if here == entry.pos.term => {}
+                Some(here)
+                    if here == entry.pos.term
+                        && !(is_active(Mutant::TruncateAlways)
+                            && entry.pos.index > self.commit) => {}
                 Some(_) if entry.pos.index <= self.commit => {
                     return Err(conflict(entry.pos.index, self.commit));
                 }
@@ -277,7 +281,9 @@ impl Common {
         } else if new_from < entries.len() {
             self.append_received(entries[new_from..].into());
         }
-        self.commit_to(commit.min(shown).min(self.log.last().index));
+        let verified =
+            if is_active(Mutant::CommitUnverifiedTail) { self.log.last().index } else { shown };
+        self.commit_to(commit.min(verified).min(self.log.last().index));
         // What is committed here matches too, and saves the leader from looking for it; but an
         // answer must not wait for a disk on its account.
         let matched = shown.max(self.commit.min(self.writer.durable_index()));

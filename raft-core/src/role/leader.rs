@@ -12,6 +12,7 @@
 use alloc::{sync::Arc, vec::Vec};
 
 use super::{Patience, earliest, transfer::Transfer};
+use crate::mutants::{Mutant, is_active};
 use crate::{
     Body, Effect, Effects, Entry, Envelope, FetchFor, FetchId, LogIndex, LogPos, Message, Micros,
     NodeId, Outcome, ProbeId, ReadSeq, Reject, Ticket,
@@ -69,6 +70,10 @@ impl Leader {
         let next = common.log.last().index.next();
         let ids = super::reconfigure::replicated_to(common);
         let peers = ids.into_iter().map(|node| Progress::new(node, next, now)).collect();
+        if is_active(Mutant::UnappliedForgottenAtElection) {
+            let limit = common.config.max_unapplied_bytes;
+            common.unapplied = crate::unapplied::Unapplied::new(next, 0, limit);
+        }
         let first_own = common.append_own(Body::Noop).index;
         Self {
             first_own,
@@ -177,7 +182,10 @@ impl Leader {
         answer: Answer,
         possible: bool,
     ) -> Option<&mut Progress> {
-        let Answer { from, probe, echo, read } = answer;
+        let Answer { from, probe, echo, mut read } = answer;
+        if is_active(Mutant::StaleEchoConfirmsReads) {
+            read = self.reads.issued();
+        }
         let sane = possible
             && echo <= common.now
             && read <= self.reads.issued()
@@ -257,7 +265,8 @@ impl Leader {
         let held = common.membership().quorum_value(|voter| {
             if voter == id { Some(durable) } else { self.peer(voter).map(|peer| peer.matched) }
         });
-        if held > common.commit && common.log.term_at(held) == Some(common.term()) {
+        let own_term = common.log.term_at(held) == Some(common.term());
+        if held > common.commit && (own_term || is_active(Mutant::CommitOfOlderTerm)) {
             common.commit_to(held);
         }
     }

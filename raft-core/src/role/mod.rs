@@ -34,6 +34,7 @@ pub(crate) use leader::Leader;
 
 use alloc::boxed::Box;
 
+use crate::mutants::{Mutant, is_active};
 use crate::{
     Ballot, FatalError, LogIndex, Message, Micros, NodeId, Reject, RoleKind, Term, VoteKind,
     raft::Raft,
@@ -207,7 +208,10 @@ impl Raft {
     }
 
     fn answer_vote(&mut self, to: NodeId, kind: VoteKind, asked: Term, granted: bool) {
-        let term = self.common.term();
+        let mut term = self.common.term();
+        if is_active(Mutant::PreVoteHidesTerm) && kind == VoteKind::Pre {
+            term = term.min(Term(asked.0.saturating_sub(1)));
+        }
         let msg = Message::VoteReply { kind, granted, asked };
         self.common.outbox.send_after_ballot(to, term, msg);
     }

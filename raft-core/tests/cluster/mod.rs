@@ -146,6 +146,17 @@ impl Cluster {
         Self::with_states(membership, config, seed, disks, &applied)
     }
 
+    /// Puts in the bug that the environment names, if it does: see `raft_core::mutants`.
+    #[cfg(feature = "mutants")]
+    fn choose_mutant() {
+        let Ok(name) = std::env::var("MUTANT") else { return };
+        let mutant = raft_core::mutants::Mutant::ALL
+            .into_iter()
+            .find(|mutant| format!("{mutant:?}") == name)
+            .unwrap_or_else(|| panic!("there is no mutant {name}"));
+        raft_core::mutants::activate(Some(mutant));
+    }
+
     /// `membership`'s nodes with what is on `disks`, so many entries of it already applied, started.
     pub(crate) fn with_states(
         membership: Arc<Membership>,
@@ -154,6 +165,8 @@ impl Cluster {
         disks: Vec<Disk>,
         applied: &[usize],
     ) -> Self {
+        #[cfg(feature = "mutants")]
+        Self::choose_mutant();
         let nodes = membership
             .nodes()
             .keys()
