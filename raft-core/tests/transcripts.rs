@@ -94,6 +94,7 @@ transcripts! {
     aba_overlapping_writes,
     fetch_race_truncate,
     huge_divergent_tail,
+    uncommitted_cap_across_terms,
     single_node_power_loss,
     fsync_error,
     apply_crash_replay,
