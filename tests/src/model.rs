@@ -20,6 +20,9 @@ use raft_rpc::{
     Condition, GetRequest, KeyRange, KeyValue, Projection, RangeRequest, Response, SessionTag,
 };
 
+/// A session idle for longer than this ends with the next tick, in milliseconds of cluster time.
+const SESSION_IDLE_MAX_MS: u64 = 60 * 60 * 1_000;
+
 /// Writes of one session that may be unanswered at a time (DESIGN 10.5).
 pub const SESSION_WINDOW: u64 = 1024;
 
@@ -37,6 +40,8 @@ pub enum Told {
 /// The writes of a session.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Session {
+    /// Cluster time of its last write.
+    last_active_ms: u64,
     lowest_unacknowledged: u64,
     replies: BTreeMap<u64, Response>,
 }
@@ -49,6 +54,7 @@ pub struct Model {
     /// Every version of every key, by rising revision; `None` where it was deleted.
     versions: BTreeMap<Bytes, Vec<(u64, Option<KeyValue>)>>,
     sessions: BTreeMap<u64, Session>,
+    cluster_time_ms: u64,
     /// Every write of a session that took effect or was refused, with its answer.
     executed: BTreeMap<(u64, u64), Response>,
     /// How often each value was put.
@@ -62,6 +68,7 @@ impl Default for Model {
             revision: 1,
             versions: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            cluster_time_ms: 0,
             executed: BTreeMap::new(),
             puts: BTreeMap::new(),
         }
@@ -99,6 +106,11 @@ impl Model {
         self.puts.get(value).copied().unwrap_or(0)
     }
 
+    /// The next entry carries this cluster time. It never goes back.
+    pub fn stamp(&mut self, cluster_time_ms: u64) {
+        self.cluster_time_ms = self.cluster_time_ms.max(cluster_time_ms);
+    }
+
     /// Applies the entry at `index`; `None` is one without a command (a no-op, a membership).
     /// Returns what the answer must be, if anyone waits.
     ///
@@ -110,9 +122,17 @@ impl Model {
         let command = command?;
         let Some(tag) = command.tag else {
             return match &command.operation {
-                Operation::Tick => None,
+                Operation::Tick => {
+                    let now = self.cluster_time_ms;
+                    self.sessions.retain(|_, session| {
+                        now.saturating_sub(session.last_active_ms) <= SESSION_IDLE_MAX_MS
+                    });
+                    None
+                }
                 Operation::RegisterSession => {
-                    self.sessions.insert(index, Session::default());
+                    let last_active_ms = self.cluster_time_ms;
+                    let session = Session { last_active_ms, ..Session::default() };
+                    self.sessions.insert(index, session);
                     Some(Told::Response(Response::Session { id: index }))
                 }
                 operation @ (Operation::Put { .. }
@@ -123,6 +143,7 @@ impl Model {
         let Some(session) = self.sessions.get_mut(&tag.session) else {
             return Some(Told::SessionExpired);
         };
+        session.last_active_ms = self.cluster_time_ms;
         session.lowest_unacknowledged =
             session.lowest_unacknowledged.max(tag.lowest_unacknowledged);
         let lowest = session.lowest_unacknowledged;

@@ -14,6 +14,7 @@ use raft_rpc::{
 
 use super::Sabotage;
 use super::plan::Plan;
+use super::random::Random;
 use super::world::{Call, Event, Reply, World};
 use crate::history::{ClientId, Operation, OperationId, Outcome};
 use crate::workload::Workload;
@@ -29,6 +30,8 @@ const PROBE: usize = usize::MAX;
 pub(super) struct Client {
     id: ClientId,
     workload: Workload,
+    /// Draws what it asks for; a client's questions depend on no other's.
+    random: Random,
     wants_session: bool,
     session: Option<Session>,
     lanes: Vec<Lane>,
@@ -121,6 +124,7 @@ impl World {
         self.clients.push(Client {
             id: ClientId(id),
             workload: Workload::new(id, keys, value_bytes_max, mix),
+            random: self.random.branch(),
             wants_session,
             session: None,
             lanes: (0..lanes).map(|_| Lane::default()).collect(),
@@ -181,8 +185,14 @@ impl World {
             self.run(number, lane, None, request);
             return true;
         }
+        let number_of_operation =
+            u32::try_from(self.plan.operations - client.left).unwrap_or(u32::MAX);
         client.left -= 1;
-        let mut request = client.workload.next(&mut self.random);
+        let mut request = client.workload.next(&mut client.random);
+        if self.withheld.operation(client.id.0, number_of_operation) {
+            self.next(number, lane);
+            return false;
+        }
         if let (Request::Write(write), Some(session)) = (&mut request, &mut client.session) {
             write.tag = Some(session.tag());
         }
@@ -225,7 +235,7 @@ impl World {
             {
                 if self.sabotage == Sabotage::RetryWithNewTag && running.uncertain {
                     *tag = session.tag();
-                } else if self.random.chance(500) {
+                } else if tag.session == session.id && self.random.chance(500) {
                     let lowest = session.unanswered.first().copied();
                     tag.lowest_unacknowledged = lowest.unwrap_or(tag.sequence).min(tag.sequence);
                 }
@@ -237,8 +247,8 @@ impl World {
         };
         let (request, floor) = (running.request.clone(), running.floor);
         let call = Box::new(Call { client: number, lane, attempt, request, floor });
-        if !self.random.chance(self.plan.network.lost) {
-            let delay = self.network.delay(&mut self.random);
+        if !self.network.loses_for_client(&mut self.random) {
+            let delay = self.network.client_delay(&mut self.random);
             self.schedule(delay, Event::Request { node, call });
         }
         let wait = self.plan.attempt_timeout.draw(&mut self.random);
@@ -276,6 +286,13 @@ impl World {
                 let Some(running) = &client.lanes[call.lane].running else { return };
                 if let WireError::NotLeader { hint, .. } = &error {
                     client.leader = hint.and_then(|id| usize::try_from(id - 1).ok());
+                }
+                if let WireError::SessionExpired { .. } = &error
+                    && let Request::Write(write) = &running.request
+                    && let Some(tag) = write.tag
+                    && client.session.take_if(|session| session.id == tag.session).is_some()
+                {
+                    self.counts.sessions_expired += 1;
                 }
                 let uncertain = is_uncertain(&error, running.uncertain);
                 self.failed(call.client, call.lane, uncertain, is_worth_repeating(&error));
@@ -356,6 +373,7 @@ impl World {
 
     fn trace_operation(&mut self, operation: Option<OperationId>) {
         let Some(id) = operation else { return };
+        self.counts.operations += 1;
         let operation = self.history.operation(id);
         self.trace.event(&[22, id.0 as u64, operation.completed.0]);
         let line = || operation.to_string();
@@ -496,7 +514,10 @@ impl Client {
         if let (Request::Write(write), Some(session)) = (request, &mut self.session)
             && let Some(tag) = write.tag
         {
-            session.unanswered.remove(&tag.sequence);
+            // It may be of a session that has expired since.
+            if tag.session == session.id {
+                session.unanswered.remove(&tag.sequence);
+            }
         }
     }
 }

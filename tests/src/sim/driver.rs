@@ -19,16 +19,20 @@ use kv_server::replica::{
 };
 use kv_server::state_machine::command;
 use lsm_store::vfs::CrashPolicy;
-use raft_core::{Body, Entry, Envelope};
+use raft_core::{Body, Entry, Envelope, RoleKind};
 use raft_rpc::{Request, Response, WireError};
 
 use super::Sabotage;
-use super::node::{Token, position};
+use super::node::{Fate, Node, Token, position};
 use super::plan::Span;
 use super::world::{Call, Event, Reply, Waiting, World};
 
 /// Of how many answers lost with a broken connection the client hears, per thousand.
 const REFUSAL_HEARD: u64 = 500;
+
+/// A crash in the middle of a write to the log is at one of so many calls. Most writes take two, those
+/// that begin a segment some more.
+const WRITE_CALLS_MAX: u64 = 4;
 
 /// How often the log notes on disk how far it is durable, per thousand writes.
 const NOTED: u64 = 50;
@@ -110,11 +114,12 @@ impl World {
             self.trace.line(self.now, || {
                 format!("node {node} is {:?} in term {}", change.role, change.term)
             });
+            self.counts.elections += u64::from(change.role == RoleKind::Candidate);
             let checked = self.checkers.role(node, change.role, change.term.0);
             self.check(checked);
         }
         for LogJob(op) in &outputs.log {
-            let checked = self.checkers.write(node, op);
+            let checked = self.checkers.write(node, op, status.applied.index.0);
             self.check(checked);
         }
         self.check_bounds(node, &status);
@@ -205,6 +210,7 @@ impl World {
             self.fail(format!("node {node} halts without a fault of its disk: {why}"));
             return;
         }
+        self.counts.damage_found += u64::from(self.nodes[node].fate == Fate::Damaged);
         let policy = *self.random.pick(&CrashPolicy::ALL);
         self.crash(node, policy);
         self.start_later(node);
@@ -216,7 +222,7 @@ impl World {
             self.fail(format!("node {from} sends to a stranger: {envelope:?}"));
             return;
         }
-        let delays = self.network.carry(from, to, &mut self.random);
+        let delays = self.network.carry(self.now, from, to, &mut self.random);
         self.trace.line(self.now, || {
             let fate = if delays.is_empty() { ", lost" } else { "" };
             format!("{from} → {to} term {} {}{fate}", envelope.term, brief(&envelope))
@@ -253,7 +259,8 @@ impl World {
     }
 
     fn disk_time(&mut self, node: usize, latency: Span) -> u64 {
-        latency.draw(&mut self.random) * self.nodes[node].disk_slowness
+        let stalled = self.nodes[node].disk_stalled_until.saturating_sub(self.now);
+        stalled + latency.draw(&mut self.random) * self.nodes[node].disk_slowness
     }
 
     /// The log writer takes what is queued, or a part of it.
@@ -306,6 +313,25 @@ impl World {
         }
         self.report(node, ConsensusInput::LogDone(done));
         self.start_log(node, boot);
+    }
+
+    /// The process ends while the log is written: some calls of the write are made, or all of them, and
+    /// nobody hears of it.
+    pub(super) fn write_in_part(&mut self, node: usize) {
+        let calls = self.random.below(WRITE_CALLS_MAX);
+        let Node { machine, disk, .. } = &mut self.nodes[node];
+        let Some(machine) = machine else { return };
+        // A sabotaged driver owes earlier writes: this one cannot be made without them.
+        let writes = !machine.log_busy.is_empty() && machine.log_owed.is_empty();
+        if !writes || disk.has_stopped() {
+            return;
+        }
+        let jobs = std::mem::take(&mut machine.log_busy);
+        disk.crash_at(disk.mutating_calls() + calls);
+        machine.log_writer.handle(jobs);
+        if disk.has_stopped() {
+            self.counts.crashes_in_write += 1;
+        }
     }
 
     /// As in an idle moment: the log notes on disk how far it is durable.
@@ -444,7 +470,7 @@ impl World {
         {
             self.counts.forwarded += 1;
             let to = position(leader);
-            let delays = self.network.carry(node, to, &mut self.random);
+            let delays = self.network.carry(self.now, node, to, &mut self.random);
             for delay in delays.into_iter().take(1) {
                 let call = Box::new(call.clone());
                 self.schedule(delay, Event::Forwarded { node: to, via: node, call });
@@ -487,7 +513,7 @@ impl World {
     }
 
     /// A node answers someone who waits there. I26: everyone is answered once.
-    fn answer(&mut self, node: usize, token: Token, answer: Answer) {
+    pub(super) fn answer(&mut self, node: usize, token: Token, answer: Answer) {
         self.trace.line(self.now, || format!("node {node} answers {token:?}"));
         let Some(waiting) = self.waiting.remove(&token) else {
             self.fail(format!("I26: {token:?} at node {node} is answered twice: {answer:?}"));
@@ -505,14 +531,14 @@ impl World {
         let (call, reply) = (Box::new(call), Box::new(reply));
         match via {
             Some(via) => {
-                let delays = self.network.carry(node, via, &mut self.random);
+                let delays = self.network.carry(self.now, node, via, &mut self.random);
                 if let Some(&delay) = delays.first() {
                     self.schedule(delay, Event::Returned { node: via, call, reply });
                 }
             }
             None => {
-                let delay = self.network.delay(&mut self.random);
-                if !self.random.chance(self.plan.network.lost) {
+                let delay = self.network.client_delay(&mut self.random);
+                if !self.network.loses_for_client(&mut self.random) {
                     self.schedule(delay, Event::Reply { call, reply });
                 }
             }

@@ -61,6 +61,11 @@ impl Clock {
         self.rate_permille
     }
 
+    /// Shows so much more from now on.
+    pub const fn jump(&mut self, now: u64, by: u64) {
+        *self = Self::new(now, self.read(now).0 + by, self.rate_permille);
+    }
+
     /// Runs at another rate from now on.
     pub const fn set_rate(&mut self, now: u64, rate_permille: u64) {
         *self = Self::new(now, self.read(now).0, rate_permille);
@@ -91,6 +96,17 @@ pub(super) struct Machine {
     pub(super) served: u64,
 }
 
+/// What became of what a node had synced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fate {
+    /// It is all there.
+    Intact,
+    /// Something was changed on its disk; perhaps nothing has met it yet.
+    Damaged,
+    /// The node is out of service for good.
+    Gone,
+}
+
 /// A node.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -104,6 +120,11 @@ pub(super) struct Node {
     pub(super) paused: Option<Vec<Event>>,
     /// Times the ordinary latency of the disk.
     pub(super) disk_slowness: u64,
+    /// Nothing its disk is asked to do is finished before.
+    pub(super) disk_stalled_until: u64,
+    pub(super) fate: Fate,
+    /// Why it did not start, when that was for damage.
+    pub(super) refusal: Option<String>,
     /// Calls of its disk that were made to fail before it was started.
     pub(super) faults_at_start: u64,
 }
@@ -120,13 +141,17 @@ impl Node {
             machine: None,
             paused: None,
             disk_slowness: 1,
+            disk_stalled_until: 0,
+            fate: Fate::Intact,
+            refusal: None,
             faults_at_start: 0,
         }
     }
 
-    /// Whether a call of its disk was made to fail since it was started.
+    /// Whether a call of its disk was made to fail since it was started, or its disk was damaged at any
+    /// time: it may stop then, and say that it cannot read or write.
     pub(super) fn disk_has_failed(&self) -> bool {
-        self.disk.faults_fired() > self.faults_at_start
+        self.disk.faults_fired() > self.faults_at_start || self.fate != Fate::Intact
     }
 
     /// Opens the replica on the node's disk.

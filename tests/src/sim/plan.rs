@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use super::network::LinkQuality;
+use super::decisions::{Feature, Withheld, fault_number};
+use super::network::{LinkQuality, Spread};
 use super::random::Random;
 
 /// Kinds of faults.
@@ -13,7 +14,7 @@ use super::random::Random;
 pub enum FaultKind {
     /// A node loses power: what was not synced may be lost, torn or reordered.
     Crash,
-    /// A node loses power in the middle of a write to its disk.
+    /// A node loses power in the middle of a later write to its disk, whichever that is.
     CrashInWrite,
     /// All nodes lose power at once.
     CrashAll,
@@ -31,19 +32,35 @@ pub enum FaultKind {
     CutOneWay,
     /// Nobody hears one node, or it hears nobody.
     Deaf,
-    /// Messages are lost and late for a while.
+    /// Messages are lost and late for a while, on all links or on those of one node.
     BadNetwork,
-    /// A sync fails; the node stops and comes back.
+    /// Links hold what they are given for a while, then deliver all of it.
+    Clog,
+    /// A sync or a write fails; the node stops and comes back.
     SyncFails,
     /// A disk is slow for a while.
     SlowDisk,
+    /// A disk finishes nothing for a while.
+    DiskStalls,
+    /// The leader's disk finishes nothing for a while.
+    LeaderDiskStalls,
     /// A clock runs faster or slower.
     ClockRate,
+    /// A clock jumps ahead, as after a suspension.
+    ClockJump,
+    /// All clocks jump ahead.
+    AllClocksJump,
+    /// Bits flip in what a disk holds.
+    BitsFlip,
+    /// A sector of one file is written over a sector of another.
+    MisdirectedWrite,
+    /// A disk is lost with everything on it.
+    Wipe,
 }
 
 impl FaultKind {
-    /// All of them.
-    pub const ALL: [Self; 14] = [
+    /// Those after which every node comes back with everything that it had synced.
+    pub const RECOVERABLE: [Self; 19] = [
         Self::Crash,
         Self::CrashInWrite,
         Self::CrashAll,
@@ -55,11 +72,34 @@ impl FaultKind {
         Self::CutOneWay,
         Self::Deaf,
         Self::BadNetwork,
+        Self::Clog,
         Self::SyncFails,
         Self::SlowDisk,
+        Self::DiskStalls,
+        Self::LeaderDiskStalls,
         Self::ClockRate,
+        Self::ClockJump,
+        Self::AllClocksJump,
     ];
+
+    /// Those that destroy what was synced: a run has a budget for them.
+    pub const DESTRUCTIVE: [Self; 3] = [Self::BitsFlip, Self::MisdirectedWrite, Self::Wipe];
 }
+
+/// A fault that will happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PlannedFault {
+    /// When, in microseconds after faults begin.
+    pub at: u64,
+    /// Of which kind.
+    pub kind: FaultKind,
+    /// Where, how long and how exactly: the seed of its own generator.
+    pub seed: u64,
+}
+
+/// Operations of all clients together, at least and at most.
+const OPERATIONS_MIN: u64 = 650;
+const OPERATIONS_MAX: u64 = 1_100;
 
 /// A span of durations in microseconds, both ends included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,6 +165,8 @@ pub struct Plan {
     pub operation_timeout: Span,
     /// The network on an ordinary day.
     pub network: LinkQuality,
+    /// Links that are unlike the others: from, to, how.
+    pub odd_links: Vec<(usize, usize, LinkQuality)>,
     /// The network on a bad day.
     pub bad_network: LinkQuality,
     /// One append and sync of the log.
@@ -145,12 +187,10 @@ pub struct Plan {
     pub partial_log_batch: u64,
     /// How long faults go on, in microseconds.
     pub fault_time: u64,
-    /// Between two faults.
-    pub fault_interval: Span,
     /// How long a fault lasts.
     pub fault_length: Span,
-    /// Which faults.
-    pub faults: Vec<FaultKind>,
+    /// Which faults, in the order of time.
+    pub faults: Vec<PlannedFault>,
     /// Limits of consensus.
     pub raft: raft_core::Config,
     /// Size of a segment of the log in bytes.
@@ -187,6 +227,7 @@ impl Plan {
             attempt_timeout: Span { min: 400_000, max: 400_000 },
             operation_timeout: Span { min: 5_000_000, max: 5_000_000 },
             network: LinkQuality::CALM,
+            odd_links: Vec::new(),
             bad_network: LinkQuality::CALM,
             log_latency: Span { min: 200, max: 2_000 },
             apply_latency: Span { min: 10, max: 200 },
@@ -197,7 +238,6 @@ impl Plan {
             flush_between: 0,
             partial_log_batch: 0,
             fault_time: 2_000_000,
-            fault_interval: Span { min: 500_000, max: 500_000 },
             fault_length: Span { min: 500_000, max: 500_000 },
             faults: Vec::new(),
             raft: raft_core::Config::default(),
@@ -207,32 +247,28 @@ impl Plan {
         }
     }
 
-    /// The run of a seed.
+    /// The run of a seed, less what is withheld.
     #[must_use]
-    pub fn draw(random: &mut Random) -> Self {
+    pub fn draw(random: &mut Random, withheld: &Withheld) -> Self {
         let nodes = *random.pick(&[3, 3, 3, 4, 4, 5]);
-        let slow_network = random.chance(200);
-        let delay_max = if slow_network { 20_000 } else { random.between(200, 3_000) };
-        let network = LinkQuality {
-            delay_min: 50,
-            delay_max,
-            lost: *random.pick(&[0, 0, 5, 30]),
-            doubled: *random.pick(&[0, 5, 30]),
-            late: *random.pick(&[0, 2, 10]),
-            late_max: *random.pick(&[100_000, 2_000_000]),
-        };
+        let network = Self::draw_link(random);
+        let odd_links = Self::draw_odd_links(random, nodes);
         let bad_network = LinkQuality { lost: 300, doubled: 100, late: 50, ..network };
         let slow_disk = random.chance(200);
-        let mut faults = random.subset(&FaultKind::ALL);
-        if random.chance(50) {
-            faults.clear();
-        }
-        Self {
+        let fault_time = random.between(5_000_000, 12_000_000);
+        let faults = Self::draw_faults(random, fault_time);
+        let clients = random.between(2, 5);
+        let lanes = *random.pick(&[1, 2, 4, 8]);
+        let total = random.between(OPERATIONS_MIN, OPERATIONS_MAX);
+        // So that the work fills a part of the time, not a moment at its beginning.
+        let busy = fault_time * *random.pick(&[2, 5, 8]) / 10;
+        let think_max = 2 * busy * clients * lanes / total;
+        let mut plan = Self {
             nodes,
-            clients: usize::try_from(random.between(2, 5)).unwrap_or(2),
-            lanes: *random.pick(&[1, 1, 2, 4]),
-            operations: random.between(20, 80),
-            keys: random.between(1, 5),
+            clients: usize::try_from(clients).unwrap_or(2),
+            lanes: usize::try_from(lanes).unwrap_or(1),
+            operations: total.div_ceil(clients),
+            keys: random.between(1, 12),
             mix: Mix {
                 put: random.between(1, 6),
                 put_if: random.between(0, 4),
@@ -245,28 +281,120 @@ impl Plan {
             },
             without_session: *random.pick(&[0, 0, 300]),
             value_bytes_max: *random.pick(&[16, 64, 600]),
-            think: Span { min: 100, max: *random.pick(&[5_000, 100_000, 400_000]) },
+            think: Span { min: 100, max: think_max.max(1_000) },
             attempt_timeout: Span { min: 150_000, max: 700_000 },
             operation_timeout: Span { min: 500_000, max: *random.pick(&[2_000_000, 8_000_000]) },
             network,
+            odd_links,
             bad_network,
             log_latency: Span { min: 100, max: if slow_disk { 60_000 } else { 4_000 } },
-            apply_latency: Span { min: 10, max: *random.pick(&[300, 20_000]) },
+            apply_latency: Span { min: 10, max: *random.pick(&[300, 300, 20_000]) },
             fetch_latency: Span { min: 50, max: *random.pick(&[1_000, 100_000]) },
             report_latency: Span { min: 1, max: *random.pick(&[50, 5_000]) },
             consensus_latency: Span { min: 1, max: *random.pick(&[30, 3_000]) },
             partial_inbox: *random.pick(&[0, 100, 500]),
             flush_between: *random.pick(&[0, 100, 500]),
             partial_log_batch: *random.pick(&[0, 100, 500]),
-            fault_time: random.between(4_000_000, 12_000_000),
-            fault_interval: Span { min: 50_000, max: *random.pick(&[500_000, 1_500_000]) },
+            fault_time,
             fault_length: Span { min: 20_000, max: *random.pick(&[400_000, 1_500_000]) },
             faults,
             raft: Self::draw_raft(random),
             log_segment_bytes: *random.pick(&[16 << 10, 64 << 10, 1 << 20]),
             memtable_bytes: *random.pick(&[4 << 10, 64 << 10, 1 << 20]),
             flush_log_bytes: *random.pick(&[4 << 10, 32 << 10, 256 << 20]),
+        };
+        plan.withhold(withheld);
+        plan
+    }
+
+    /// The numbers of all decisions of this plan but the clients' operations.
+    #[must_use]
+    pub fn fault_numbers(&self) -> Vec<u32> {
+        (0..).zip(&self.faults).map(|(number, _)| fault_number(number)).collect()
+    }
+
+    fn withhold(&mut self, withheld: &Withheld) {
+        let calm = Self::calm(self.nodes);
+        for feature in Feature::ALL.into_iter().filter(|&feature| withheld.feature(feature)) {
+            let network = &mut self.network;
+            match feature {
+                Feature::Lost => network.lost = 0,
+                Feature::Doubled => network.doubled = 0,
+                Feature::Late => network.late = 0,
+                Feature::Delay => {
+                    network.delay_max = calm.network.delay_max;
+                    network.spread = Spread::Even;
+                }
+                Feature::OddLinks => self.odd_links.clear(),
+                Feature::SlowWork => {
+                    self.log_latency = calm.log_latency;
+                    self.apply_latency = calm.apply_latency;
+                    self.fetch_latency = calm.fetch_latency;
+                }
+                Feature::SlowReports => {
+                    self.report_latency = calm.report_latency;
+                    self.consensus_latency = calm.consensus_latency;
+                }
+                Feature::PartialInbox => self.partial_inbox = 0,
+                Feature::FlushBetween => self.flush_between = 0,
+                Feature::PartialLogBatch => self.partial_log_batch = 0,
+                Feature::SmallLimits => self.raft = calm.raft.clone(),
+                Feature::SmallFiles => {
+                    self.log_segment_bytes = calm.log_segment_bytes;
+                    self.memtable_bytes = calm.memtable_bytes;
+                    self.flush_log_bytes = calm.flush_log_bytes;
+                }
+                Feature::Lanes => self.lanes = 1,
+            }
         }
+    }
+
+    fn draw_link(random: &mut Random) -> LinkQuality {
+        let slow = random.chance(200);
+        LinkQuality {
+            delay_min: 50,
+            delay_max: if slow { 20_000 } else { random.between(200, 3_000) },
+            spread: *random.pick(&[Spread::Even, Spread::Steady, Spread::LongTail]),
+            ordered: random.chance(300),
+            lost: *random.pick(&[0, 0, 5, 30]),
+            doubled: *random.pick(&[0, 5, 30]),
+            late: *random.pick(&[0, 2, 10]),
+            late_max: *random.pick(&[100_000, 2_000_000]),
+        }
+    }
+
+    /// In half of the runs some links have a quality of their own.
+    fn draw_odd_links(random: &mut Random, nodes: usize) -> Vec<(usize, usize, LinkQuality)> {
+        let odd = *random.pick(&[0, 0, 200, 700]);
+        let mut links = Vec::new();
+        for from in 0..nodes {
+            for to in (0..nodes).filter(|&to| to != from) {
+                if random.chance(odd) {
+                    links.push((from, to, Self::draw_link(random)));
+                }
+            }
+        }
+        links
+    }
+
+    fn draw_faults(random: &mut Random, fault_time: u64) -> Vec<PlannedFault> {
+        let mut random = random.branch();
+        let mut kinds = random.subset(&FaultKind::RECOVERABLE);
+        if random.chance(400) {
+            kinds.push(*random.pick(&FaultKind::DESTRUCTIVE));
+        }
+        if random.chance(30) {
+            kinds.clear();
+        }
+        let mut faults = Vec::new();
+        let interval = Span { min: 50_000, max: *random.pick(&[500_000, 1_500_000]) };
+        let mut at = interval.draw(&mut random);
+        while at < fault_time && !kinds.is_empty() {
+            let (kind, seed) = (*random.pick(&kinds), random.any());
+            faults.push(PlannedFault { at, kind, seed });
+            at += interval.draw(&mut random);
+        }
+        faults
     }
 
     /// Timing as in the server; limits sometimes so small that they are reached.

@@ -1,7 +1,8 @@
 //! All chance of a run comes from here: one generator, one seed.
 //!
 //! The draws of a run depend on everything that happened before, so the same seed and the same program
-//! give the same run, and nothing else does.
+//! give the same run, and nothing else does. What shall stay as it is when something else is taken out of
+//! a run draws from a generator of its own ([`Random::branch`]).
 
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng as _, SeedableRng as _};
@@ -15,6 +16,12 @@ impl Random {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(Pcg64Mcg::seed_from_u64(seed))
+    }
+
+    /// A generator of its own for something that a run can do without.
+    #[must_use]
+    pub fn branch(&mut self) -> Self {
+        Self::new(self.any())
     }
 
     /// Any number.

@@ -18,9 +18,12 @@ use raft_rpc::{Consistency, KeyRange, Projection, RangeRequest, Request, Respons
 
 use super::checkers::{Checked, Checkers};
 use super::clients::Client;
+use super::coverage::Counts;
+use super::decisions::Withheld;
+use super::disk;
 use super::network::Network;
-use super::node::{Clock, Node, Token};
-use super::plan::Plan;
+use super::node::{Clock, Fate, Node, Token};
+use super::plan::{Plan, PlannedFault};
 use super::random::Random;
 use super::trace::Trace;
 use super::{Options, Sabotage};
@@ -81,8 +84,8 @@ pub(super) enum Event {
     Lane { client: usize, lane: usize, serial: u64 },
     /// A client has waited for long enough.
     Timeout { client: usize, lane: usize, attempt: u64 },
-    /// The next fault is drawn.
-    Fault,
+    /// A fault of the plan.
+    Fault { planned: PlannedFault },
     /// A node starts.
     Start { node: usize, boot: u64 },
     /// A stopped node goes on.
@@ -110,7 +113,7 @@ impl Event {
             Self::Reply { .. }
             | Self::Lane { .. }
             | Self::Timeout { .. }
-            | Self::Fault
+            | Self::Fault { .. }
             | Self::Start { .. }
             | Self::Resume { .. }
             | Self::HealNetwork
@@ -134,7 +137,7 @@ impl Event {
             Self::Reply { call, .. } => [11, call.attempt],
             Self::Lane { client, .. } => [12, *client as u64],
             Self::Timeout { attempt, .. } => [13, *attempt],
-            Self::Fault => [14, 0],
+            Self::Fault { planned } => [14, planned.seed],
             Self::Start { node, .. } => [15, *node as u64],
             Self::Resume { node } => [16, *node as u64],
             Self::HealNetwork => [17, 0],
@@ -182,44 +185,12 @@ pub(super) struct Waiting {
     pub(super) applying: Option<(u64, bool)>,
 }
 
-/// What happened, in numbers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counts {
-    /// Crashes, of one node each.
-    pub crashes: u64,
-    /// Crashes in the middle of a write.
-    pub crashes_in_write: u64,
-    /// Syncs that failed.
-    pub failed_syncs: u64,
-    /// Nodes stopped for a while.
-    pub pauses: u64,
-    /// Links or groups of links cut.
-    pub cuts: u64,
-    /// Other faults.
-    pub other_faults: u64,
-    /// Starts after a crash.
-    pub restarts: u64,
-    /// Operations of clients that were answered.
-    pub answered: u64,
-    /// Operations that had no effect, promised.
-    pub no_effect: u64,
-    /// Operations with an unknown outcome.
-    pub unknown: u64,
-    /// Attempts that were repetitions.
-    pub retries: u64,
-    /// Requests handed on by followers.
-    pub forwarded: u64,
-    /// Jobs of the log reader.
-    pub fetches: u64,
-    /// Requests refused for overload.
-    pub overloaded: u64,
-}
-
 /// Everything there is.
 #[derive(Debug)]
 pub struct World {
     pub(super) plan: Plan,
     pub(super) sabotage: Sabotage,
+    pub(super) withheld: Withheld,
     pub(super) random: Random,
     pub(super) now: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -236,8 +207,7 @@ pub struct World {
     pub checkers: Checkers,
     /// What happened.
     pub trace: Trace,
-    /// What happened, in numbers.
-    pub counts: Counts,
+    pub(super) counts: Counts,
     /// The first thing that did not hold.
     pub failure: Option<String>,
     pub(super) faults_on: bool,
@@ -253,12 +223,16 @@ impl World {
     #[must_use]
     pub fn new(plan: Plan, mut random: Random, options: &Options) -> Self {
         let nodes = (0..plan.nodes).map(|node| Node::new(node, random.any())).collect();
-        let network = Network::new(plan.nodes, plan.network);
-        let checkers = Checkers::new(plan.nodes, options.invariants);
+        let mut network = Network::new(plan.nodes, plan.network);
+        for &(from, to, quality) in &plan.odd_links {
+            network.set_usual(from, to, quality);
+        }
+        let checkers = Checkers::new(plan.nodes, options.invariants, plan.raft.max_unapplied_bytes);
         let trace = Trace::new(options.lines, options.print);
         Self {
             plan,
             sabotage: options.sabotage,
+            withheld: options.withheld.clone(),
             random,
             now: 0,
             queue: BinaryHeap::new(),
@@ -293,10 +267,18 @@ impl World {
         self.nodes.len()
     }
 
-    /// The messages the network carried, and those it lost.
+    /// What happened so far, in numbers.
     #[must_use]
-    pub const fn messages(&self) -> (u64, u64) {
-        (self.network.sent, self.network.lost)
+    pub fn counts(&self) -> Counts {
+        Counts {
+            terms_led: self.checkers.terms_led(),
+            committed: self.checkers.committed(),
+            truncations: self.checkers.truncations,
+            messages_lost: self.network.lost,
+            messages_doubled: self.network.doubled,
+            overtakings: self.network.overtakings,
+            ..self.counts
+        }
     }
 
     /// The links, to cut and to restore.
@@ -308,6 +290,17 @@ impl World {
     #[must_use]
     pub fn disk(&self, node: usize) -> &MemVfs {
         &self.nodes[node].disk
+    }
+
+    /// What a node had synced was changed from outside: it may stop, or not start, and name the damage.
+    pub fn note_damage(&mut self, node: usize) {
+        self.nodes[node].fate = Fate::Damaged;
+    }
+
+    /// Why a node did not start, if it is out of service for that.
+    #[must_use]
+    pub fn refusal(&self, node: usize) -> Option<&str> {
+        self.nodes[node].refusal.as_deref()
     }
 
     /// A disk takes so many times as long as usual.
@@ -331,9 +324,15 @@ impl World {
             .map(|(_, node)| node)
     }
 
-    /// Starts every node that is down.
+    /// The nodes that have everything they had synced: those that have to come back.
+    #[must_use]
+    pub fn core(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|&node| self.nodes[node].fate != Fate::Gone).collect()
+    }
+
+    /// Starts every node that is down and can be started.
     pub fn start_all(&mut self) {
-        for node in 0..self.nodes.len() {
+        for node in self.core() {
             if self.nodes[node].machine.is_none() {
                 self.start(node);
             }
@@ -400,17 +399,16 @@ impl World {
             Event::Reply { call, reply } => self.reply(&call, *reply),
             Event::Lane { client, lane, serial } => self.lane(client, lane, serial),
             Event::Timeout { client, lane, attempt } => self.timeout(client, lane, attempt),
-            Event::Fault => self.next_fault(),
+            Event::Fault { planned } => self.fault(planned),
             Event::Start { node, boot } => {
-                if self.nodes[node].boot == boot && self.nodes[node].machine.is_none() {
+                let Node { fate, machine, .. } = &self.nodes[node];
+                let may_start = machine.is_none() && *fate != Fate::Gone;
+                if self.nodes[node].boot == boot && may_start {
                     self.start(node);
                 }
             }
             Event::Resume { node } => self.resume(node),
-            Event::HealNetwork => {
-                self.network.heal();
-                self.network.set_quality(self.plan.network);
-            }
+            Event::HealNetwork => self.network.heal(),
             Event::HealDisk { node } => self.nodes[node].disk_slowness = 1,
         }
     }
@@ -463,6 +461,13 @@ impl World {
             }
             // The power went during the start, or the disk failed: it is tried again.
             Err(_) if self.nodes[node].disk.has_stopped() => self.lost_power_in_write(node),
+            // It names the damage: until it can be repaired, the node is out of service.
+            Err(error) if self.nodes[node].fate == Fate::Damaged => {
+                self.trace.line(self.now, || format!("node {node} does not start: {error}"));
+                self.counts.damage_found += 1;
+                self.nodes[node].fate = Fate::Gone;
+                self.nodes[node].refusal = Some(error.to_string());
+            }
             Err(_) if self.nodes[node].disk_has_failed() => {
                 let policy = *self.random.pick(&CrashPolicy::ALL);
                 self.crash(node, policy);
@@ -476,20 +481,25 @@ impl World {
     pub fn crash(&mut self, node: usize, policy: CrashPolicy) {
         let seed = self.random.any();
         self.trace.line(self.now, || format!("node {node} loses power: {policy:?}"));
+        self.write_in_part(node);
         self.stop(node);
-        self.nodes[node].disk.crash(policy, seed);
+        let taken = disk::crash(&self.nodes[node].disk, policy, seed);
         self.nodes[node].disk.clear_faults();
         self.counts.crashes += 1;
+        self.counts.crashes_losing += u64::from(taken.lost);
+        self.counts.torn_writes += u64::from(taken.torn);
     }
 
     /// The process of a node ends without warning; what it wrote stays.
     pub fn kill(&mut self, node: usize) {
         self.trace.line(self.now, || format!("node {node} is killed"));
+        self.write_in_part(node);
         self.stop(node);
         self.nodes[node].disk.kill();
+        self.counts.kills += 1;
     }
 
-    fn stop(&mut self, node: usize) {
+    pub(super) fn stop(&mut self, node: usize) {
         self.nodes[node].machine = None;
         self.nodes[node].paused = None;
         self.nodes[node].boot += 1;

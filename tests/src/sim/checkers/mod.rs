@@ -1,8 +1,8 @@
 //! What must hold at every step: the invariants of the protocol, over all nodes at once.
 //!
 //! The checkers see what no node sees: every log as its node holds it, every log as its disk holds it,
-//! every message as it leaves. Logs are kept as marks: a term and a hash over the entry and everything
-//! before it, so that two equal marks mean two equal logs and each check costs a comparison.
+//! every message as it leaves. Logs are kept as marks (`view.rs`), so that each check costs a comparison.
+//! `tests.rs` breaks each of them by hand.
 //!
 //! | invariant | where |
 //! |---|---|
@@ -21,19 +21,25 @@
 //! | I14 the membership is the one of the log | [`Checkers::status`] |
 //! | I16 a read index covers what was acknowledged before, and is committed | [`Checkers::read_ready`] |
 //! | I18 a session's write takes effect once | [`Checkers::answered`] by the model |
+//! | I22 what a leader takes on is bounded | [`Checkers::write`] |
 //! | I21 entries are consecutive, terms never fall | [`Checkers::write`], [`Checkers::send`], [`Checkers::apply`] |
 //! | I23 a match index is what is on the follower's disk | [`Checkers::send`] |
 //!
-//! I22 (bounds), I25 (determinism) and I26 (every caller is answered once) are the world's.
+//! Further bounds of I22, I25 (determinism) and I26 (every caller is answered once) are the world's.
+//! I13, I15, I17, I19 and I24 speak of changes of the membership, leases, snapshots and quarantine.
 
-use std::collections::{BTreeMap, VecDeque};
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::BTreeMap;
 
 use kv_server::replica::{Answer, Applied, ReplicaStatus};
 use kv_server::state_machine::command;
 use raft_core::{Ballot, Body, Entry, Envelope, Message, RoleKind, VoteKind, WriteOp};
 use raft_rpc::{Response, WireError};
 
-use super::trace::{hash_bytes, mix};
+use self::view::{Marks, View, Write};
 use crate::model::{Model, Told};
 
 /// What a check finds: nothing, or what does not hold.
@@ -45,78 +51,6 @@ macro_rules! require {
             return Err(format!($($message)+));
         }
     };
-}
-
-/// An entry's place in the history of the log: equal marks, equal logs up to there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Mark {
-    term: u64,
-    chain: u64,
-}
-
-impl Mark {
-    fn after(self, entry: &Entry) -> Self {
-        let body = match &entry.body {
-            Body::Noop => 1,
-            Body::Command(command) => hash_bytes(command),
-            Body::Config(membership) => hash_bytes(format!("{membership:?}").as_bytes()),
-        };
-        let term = entry.pos.term.0;
-        Self { term, chain: mix(mix(self.chain, term), body) }
-    }
-}
-
-/// A log as marks; the first entry has index 1.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Marks(Vec<Mark>);
-
-impl Marks {
-    fn last(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    /// The mark at an index; the one before the first entry is the default.
-    fn at(&self, index: u64) -> Option<Mark> {
-        match index.checked_sub(1) {
-            None => Some(Mark::default()),
-            Some(place) => self.0.get(usize::try_from(place).ok()?).copied(),
-        }
-    }
-
-    fn tip(&self) -> Mark {
-        self.0.last().copied().unwrap_or_default()
-    }
-
-    fn truncate_from(&mut self, index: u64) {
-        self.0.truncate(usize::try_from(index.saturating_sub(1)).unwrap_or(usize::MAX));
-    }
-}
-
-/// A durable unit that was given out and is not known to be on disk.
-#[derive(Clone, Debug)]
-struct Write {
-    seq: u64,
-    ballot: Option<Ballot>,
-    truncate_from: Option<u64>,
-    append: Vec<Mark>,
-}
-
-/// What is known of a node.
-#[derive(Clone, Debug, Default)]
-struct View {
-    /// The log as the node holds it.
-    log: Marks,
-    /// The log as its disk holds it, at least.
-    durable: Marks,
-    durable_ballot: Ballot,
-    writes: VecDeque<Write>,
-    next_seq: u64,
-    leads: bool,
-    term: u64,
-    commit: u64,
-    /// Handed to the applier up to here.
-    applying: u64,
-    applied: u64,
 }
 
 /// The checkers of a run.
@@ -139,13 +73,15 @@ pub struct Checkers {
     pub truncations: u64,
     /// The highest index of a write that was acknowledged to a client.
     acknowledged: u64,
+    /// Bytes of entries above the applied index beyond which a leader takes no further command.
+    unapplied_bytes_max: u64,
 }
 
 impl Checkers {
     /// Checkers of a new cluster. Without `enabled` only what later checks need is kept: to see what
     /// the history of clients alone can show.
     #[must_use]
-    pub fn new(nodes: usize, enabled: bool) -> Self {
+    pub fn new(nodes: usize, enabled: bool, unapplied_bytes_max: usize) -> Self {
         Self {
             enabled,
             views: vec![View { next_seq: 1, ..View::default() }; nodes],
@@ -159,6 +95,7 @@ impl Checkers {
             told: Vec::new(),
             truncations: 0,
             acknowledged: 0,
+            unapplied_bytes_max: unapplied_bytes_max as u64,
         }
     }
 
@@ -195,12 +132,13 @@ impl Checkers {
         self.views.len() / 2 + 1
     }
 
-    /// A node gives out a durable unit.
+    /// A node that has heard that `applied` is applied gives out a durable unit.
     ///
     /// # Errors
     /// What does not hold.
-    pub fn write(&mut self, node: usize, op: &WriteOp) -> Checked {
+    pub fn write(&mut self, node: usize, op: &WriteOp, applied: u64) -> Checked {
         let view = &mut self.views[node];
+        let standing = view.log.bytes_after(applied);
         require!(
             !self.enabled || op.seq.0 == view.next_seq,
             "node {node} writes unit {} after {}",
@@ -242,6 +180,19 @@ impl Checkers {
             view.log.0.push(mark);
             append.push(mark);
         }
+        let term = view.log.tip().term;
+        let takes_on = op
+            .append
+            .iter()
+            .any(|entry| entry.pos.term.0 == term && matches!(entry.body, Body::Command(_)));
+        let bytes = view.log.bytes_after(applied);
+        require!(
+            !(self.enabled && view.leads && takes_on)
+                || standing == 0
+                || bytes <= self.unapplied_bytes_max,
+            "I22: leader {node} takes on commands beyond its limit: {standing} bytes were not applied, now \
+             {bytes}"
+        );
         require!(
             !self.enabled || op.commit_hint.0 <= view.log.last(),
             "node {node} hints that {} is committed, its log ends at {}",
@@ -518,8 +469,9 @@ impl Checkers {
         let told = match &entry.body {
             Body::Noop | Body::Config(_) => self.model.apply(index, None),
             Body::Command(body) => {
-                let (_, command) = command::decode_stamped(body.clone())
+                let (cluster_time_ms, command) = command::decode_stamped(body.clone())
                     .map_err(|error| format!("the entry at {index} is no command: {error}"))?;
+                self.model.stamp(cluster_time_ms);
                 self.model.apply(index, Some(&command))
             }
         };
