@@ -18,6 +18,9 @@ use crate::types::{
 /// The most bytes a batch takes in the log.
 pub const MAX_BATCH_BYTES: usize = (64 << 20) - (64 << 10);
 
+/// What an operation takes at most beside its key and value: kind, partition and two lengths.
+const OVERHEAD_MAX: usize = 32;
+
 const PUT: u8 = 0;
 const DELETE: u8 = 1;
 
@@ -70,8 +73,9 @@ impl WriteBatch {
                 "there is no {partition}: ids are below {MAX_PARTITIONS}"
             )));
         }
-        // Kind, partition and two lengths take less than 32 bytes.
-        check("batch", self.bytes.len() + bytes + 32, MAX_BATCH_BYTES)?;
+        check("batch", self.bytes.len() + bytes + OVERHEAD_MAX, MAX_BATCH_BYTES)?;
+        // Once for all parts: a batch of one operation, the most frequent one, is one allocation.
+        self.bytes.reserve(bytes + OVERHEAD_MAX);
         self.partitions |= 1 << partition.0;
         self.operations += 1;
         self.bytes.push(kind);
