@@ -116,6 +116,10 @@ pub struct Options {
     pub expect_position_at_least: u64,
     /// With [`Executor::Threads`], bytes of tables read per second in search of damage; 0: none.
     pub scrub_bytes_per_second: u64,
+    /// With [`Executor::Threads`], bytes per second that all compactions together read and write, so that they leave
+    /// some of the disk to others; 0: as fast as it goes. It gives way as writers would have to wait for compactions.
+    /// [`Store::set_compaction_rate`](crate::Store::set_compaction_rate) changes it while the store is open.
+    pub compaction_rate: u64,
     /// With [`Executor::Threads`], bytes per second of replaced files that are removed; 0: as fast as it goes, and so
     /// while space is short. What is left is removed when the store is closed.
     pub deletion_rate: u64,
@@ -160,6 +164,7 @@ impl Options {
             refuse_damaged: false,
             expect_position_at_least: 0,
             scrub_bytes_per_second: MIB as u64,
+            compaction_rate: 0,
             deletion_rate: 256 * MIB as u64,
             idle_flush: Duration::from_secs(30),
             stall_max: Duration::from_secs(30),

@@ -9,8 +9,8 @@ use lsm_store::events::{Event, EventSink, Listener, StallCause};
 use lsm_store::rng::SplitMix64;
 use lsm_store::vfs::{Fault, FaultKind, FaultWhen, MemVfs, OpSet, Vfs};
 use lsm_store::{
-    Durability, Error, Executor, Keep, Mode, Op, Options, PartitionId, PartitionOptions, Position,
-    SequenceNumber, Store, WriteBatch,
+    Durability, Error, Executor, Keep, KeyRange, Mode, Op, Options, PartitionId, PartitionOptions,
+    Position, SequenceNumber, Store, WriteBatch,
 };
 
 const DATA: PartitionId = PartitionId(0);
@@ -239,4 +239,129 @@ fn what_nobody_adds_to_is_flushed_and_its_log_is_short() {
     store.write(batch, Durability::Sync).expect("writes");
     until("an idle flush", || store.durable_position().index == 1);
     assert!(store.metrics().idle_flushes > 0, "by itself");
+}
+
+/// Jobs of many steps, with a limit of so many bytes a second.
+fn limited(compaction_rate: u64) -> Options {
+    let (memtable_bytes, large) = (64 << 10, 1 << 20);
+    Options {
+        memtable_bytes,
+        table_bytes: large,
+        base_level_bytes: large,
+        compaction_rate,
+        ..options()
+    }
+}
+
+/// Writes from `n` on until a compaction waits for the limit. Returns the last write.
+fn fill_until_throttled(store: &Store, mut n: u64) -> u64 {
+    let deadline = Instant::now() + PATIENCE;
+    while store.metrics().compactions_throttled == 0 {
+        assert!(Instant::now() < deadline, "after {n} writes no compaction waits");
+        fill(store, n, n + 99);
+        n += 100;
+    }
+    n - 1
+}
+
+/// Returns whether `what` ends, by itself.
+fn ends(what: impl FnOnce() + Send + 'static) -> bool {
+    let (done, ended) = bounded(1);
+    let thread = std::thread::spawn(move || {
+        what();
+        done.send(()).unwrap_or_default();
+    });
+    let in_time = ended.recv_timeout(PATIENCE).is_ok();
+    if in_time {
+        thread.join().expect("sound");
+    }
+    in_time
+}
+
+#[test]
+fn a_compaction_that_keeps_to_its_limit_goes_on_with_another_one_and_is_given_up_at_the_end() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, limited(1), Executor::Threads);
+    let n = fill_until_throttled(&store, 1);
+    let metrics = store.metrics();
+    assert_eq!((metrics.compactions, metrics.compaction_rate), (0, 1), "{metrics:?}");
+    store.set_compaction_rate(0);
+    until("the compaction is done", || store.metrics().compactions > 0);
+    until("nothing waits", || store.metrics().compactions_throttled == 0);
+    let metrics = store.metrics();
+    assert!(metrics.throttle_micros.count > 0, "{metrics:?}");
+    assert_eq!(metrics.compaction_rate, 0, "{metrics:?}");
+    check(&store, n);
+    store.set_compaction_rate(1);
+    let n = fill_until_throttled(&store, n + 1);
+    assert!(store.metrics().throttle_micros.count > 0, "counted when the wait is over");
+    let closing = store.clone();
+    assert!(ends(move || closing.close().expect("closes")), "closing waits for the limit");
+    drop(store);
+    let store = open(&vfs, limited(0), Executor::Inline);
+    let durable = store.durable_position().index;
+    fill(&store, durable + 1, n);
+    check(&store, n);
+}
+
+#[test]
+fn a_limit_takes_the_time_it_says_and_none_without_a_clock() {
+    const RATE: u64 = 1 << 20;
+    for executor in [Executor::Threads, Executor::Inline] {
+        let vfs = MemVfs::new(1);
+        let store = open(&vfs, Options { l0_trigger: 35, ..limited(RATE) }, executor);
+        for n in 1..=4000 {
+            write(&store, n).expect("writes");
+            if n % 1000 == 0 {
+                store.flush().expect("flushes");
+            }
+        }
+        store.compact_all().expect("compacts");
+        let metrics = store.metrics();
+        assert_eq!(metrics.compactions, 1, "{executor:?}: {metrics:?}");
+        if executor == Executor::Inline {
+            assert_eq!(metrics.throttle_micros, Default::default(), "{metrics:?}");
+            continue;
+        }
+        let bytes = metrics.compaction_bytes_read + metrics.compaction_bytes_written;
+        // All but the last step is paid for before the end.
+        let least = bytes * 1_000_000 / RATE / 2;
+        assert!(metrics.compaction_micros.max >= least, "{least} for {bytes}: {metrics:?}");
+        assert!(metrics.throttle_micros.sum <= metrics.compaction_micros.sum, "{metrics:?}");
+    }
+}
+
+#[test]
+fn no_writer_stands_still_because_compactions_are_limited() {
+    let vfs = MemVfs::new(1);
+    let limits = Options { l0_stop: 12, stall_max: PATIENCE / 3, ..limited(1) };
+    let store = open(&vfs, limits, Executor::Threads);
+    fill(&store, 1, 40_000);
+    let metrics = store.metrics();
+    assert!(metrics.throttle_micros.count > 0, "the limit was felt: {metrics:?}");
+    assert!(metrics.compactions > 2, "and given up: {metrics:?}");
+    check(&store, 40_000);
+}
+
+#[test]
+fn whoever_waits_until_no_compaction_is_under_way_does_not_wait_for_their_limit() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, limited(1), Executor::Threads);
+    let n = fill_until_throttled(&store, 1);
+    let other =
+        Store::open(Arc::new(vfs.clone()), Path::new("/other"), limited(0), Executor::Inline)
+            .expect("opens");
+    fill(&other, 1, n);
+    let range = KeyRange { partition: DATA, start: key(100), end: Some(key(200)) };
+    let export = other.export_range(&range, SequenceNumber(n), Path::new("/export"));
+    let export = export.expect("exports");
+    let mut incoming = store.receive(export.description()).expect("begins");
+    for wanted in incoming.wanted() {
+        let mut bytes = vec![0; usize::try_from(wanted.len).expect("small")];
+        export.read(wanted.uid, 0, &mut bytes).expect("reads");
+        incoming.write(wanted.uid, 0, &bytes).expect("writes");
+    }
+    let staged = incoming.finish().expect("complete");
+    store.excise_and_ingest(&staged).expect("replaced, and not Stalled");
+    check(&store, n);
 }

@@ -146,6 +146,13 @@ impl Merge {
         Ok(Some(std::mem::take(&mut self.merged)))
     }
 
+    /// Entries read so far, and about how many bytes the tables written so far have.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        let finished: u64 = self.merged.outputs.iter().map(|meta| meta.len).sum();
+        let growing = self.output.as_ref().map_or(0, TableBuilder::estimated_bytes);
+        (self.merged.read.entries, finished + growing)
+    }
+
     /// Keeps or drops the entry the input is at.
     fn entry(&mut self, create: &mut dyn FnMut() -> Result<OutputFile>) -> Result<()> {
         let (sequence, kind) = (self.input.sequence(), self.input.kind());

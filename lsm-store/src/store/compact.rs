@@ -31,6 +31,7 @@ use crate::iter::reading::Reading;
 use crate::manifest::edit::{Item, PlacedTable};
 use crate::manifest::version::{Levels, SortedRun, Version};
 use crate::options::{Compression, Executor, LEVELS};
+use crate::sstable::TableMeta;
 use crate::sstable::reader::Table;
 use crate::store::Store;
 use crate::store::inner::Inner;
@@ -56,6 +57,25 @@ pub(crate) struct Compaction {
     created: Vec<PathBuf>,
     /// When it was begun; nothing without a clock.
     since: Option<Instant>,
+    /// Bytes read and written that were charged for, and how long it waited for that.
+    charged: u64,
+    throttled: Duration,
+}
+
+impl Compaction {
+    /// Bytes of files read and written so far and not charged for yet; from now on they are.
+    pub(crate) fn charge(&mut self) -> u64 {
+        let Some(merge) = &self.merge else { return 0 };
+        let sum = |of: fn(&TableMeta) -> u64| self.inputs.iter().map(|t| of(t.meta())).sum::<u64>();
+        let (bytes, entries) = (sum(|m| m.len), sum(|m| m.entries));
+        let (entries_read, written) = merge.progress();
+        let read = u128::from(bytes) * u128::from(entries_read) / u128::from(entries.max(1));
+        let sofar = u64::try_from(read).unwrap_or(u64::MAX).saturating_add(written);
+        // The size of an output is an estimate, which may fall.
+        let due = sofar.saturating_sub(self.charged);
+        self.charged += due;
+        due
+    }
 }
 
 impl Inner {
@@ -114,7 +134,10 @@ impl Inner {
     pub(crate) fn drive(&self, mut job: Compaction) -> Result<()> {
         let result = loop {
             match self.step(&mut job, STEP_BYTES) {
-                Ok(false) => {}
+                Ok(false) => {
+                    let bytes = job.charge();
+                    job.throttled += self.throttle_compaction(bytes);
+                }
                 Ok(true) => break Ok(()),
                 Err(e) => break Err(e),
             }
@@ -217,7 +240,17 @@ impl Inner {
             Merge::new(MergeIter::new(sources.collect()), self.compaction_spec(id, levels, &pick))
         });
         let since = self.stopwatch();
-        Compaction { claim, partition: id, pick, inputs, merge, created: Vec::new(), since }
+        Compaction {
+            claim,
+            partition: id,
+            pick,
+            inputs,
+            merge,
+            created: Vec::new(),
+            since,
+            charged: 0,
+            throttled: Duration::ZERO,
+        }
     }
 
     fn compaction_spec(&self, id: u8, levels: &Levels, pick: &Pick) -> MergeSpec {
@@ -271,8 +304,9 @@ impl Inner {
             return Err(imbalance);
         }
         let opened = self.publish_files(&merged.outputs)?;
-        let read = job.inputs.iter().map(|t| t.meta().len).sum();
-        let (tables, written) = (merged.outputs.len(), merged.outputs.iter().map(|m| m.len).sum());
+        let read: u64 = job.inputs.iter().map(|t| t.meta().len).sum();
+        let (tables, written) =
+            (merged.outputs.len(), merged.outputs.iter().map(|m| m.len).sum::<u64>());
         let l0_epoch = match job.pick.method {
             Method::Level0 { epoch } => epoch,
             Method::Merge | Method::Move => 0,
@@ -287,14 +321,17 @@ impl Inner {
         self.counters.compactions.add(1);
         self.counters.compaction_bytes_read.add(read);
         self.counters.compaction_bytes_written.add(written);
+        self.charge_compaction((read + written).saturating_sub(job.charged));
         let took = job.since.map(|since| since.elapsed());
         self.counters.compaction_micros.record_time(took);
-        if let (Some(took), Some((0, numbers))) = (took, job.pick.inputs.first())
+        // What level 0 is drained with is the speed of the work: its limit gives way.
+        let worked = took.map(|took| took.saturating_sub(job.throttled));
+        if let (Some(worked), Some((0, numbers))) = (worked, job.pick.inputs.first())
             && level > 0
         {
             let drained =
                 job.inputs.iter().map(|t| t.meta()).filter(|m| numbers.contains(&m.number));
-            self.backlog.level0_drained(drained.map(|m| m.len).sum(), took);
+            self.backlog.level0_drained(drained.map(|m| m.len).sum(), worked);
         }
         self.tell(job, tables, written, took);
         Ok(())

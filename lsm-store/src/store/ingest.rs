@@ -113,6 +113,8 @@ impl Store {
         let deadline = since + inner.options.stall_max;
         let mut state = inner.state.lock();
         state.jobs_stopped = true;
+        // Those that wait to keep to their limit need not.
+        inner.changed.notify_all();
         while !state.frozen.is_empty() || state.flushing || state.compactions > 0 {
             state.check_writable()?;
             let in_vain = inner.executor == Executor::Inline;

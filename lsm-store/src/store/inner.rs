@@ -48,6 +48,7 @@ use crate::store::retention::Retention;
 use crate::store::scrub::Cursor;
 use crate::store::space::Space;
 use crate::store::superversion::SuperVersion;
+use crate::store::throttle::Throttle;
 use crate::store::visible::VisibleCell;
 use crate::types::Position;
 use crate::vfs::{FilePool, Vfs, VfsLock};
@@ -168,6 +169,7 @@ pub(crate) struct Inner {
     pub(crate) counters: Counters,
     pub(crate) space: Space,
     pub(crate) backlog: Backlog,
+    pub(crate) throttle: Throttle,
     pub(crate) reports: Arc<DamageReports>,
     pub(crate) scrub: Mutex<Cursor>,
     /// Removes segments of the store's own log, once that is open.

@@ -76,6 +76,7 @@ pub(crate) struct Counters {
     pub(crate) compaction_bytes_read: Counter,
     pub(crate) compaction_bytes_written: Counter,
     pub(crate) compaction_micros: Recorder,
+    pub(crate) throttle_micros: Recorder,
     pub(crate) shadowed_dropped: Counter,
     pub(crate) deletes_dropped: Counter,
     pub(crate) stalls: Counter,
@@ -157,6 +158,13 @@ pub struct Metrics {
     pub compaction_bytes_written: u64,
     /// How long merges took, in microseconds; nothing with [`Executor::Inline`](crate::Executor::Inline).
     pub compaction_micros: Distribution,
+    /// Bytes a second that compactions may read and write while nothing waits for them; 0 for any number. See
+    /// [`Options::compaction_rate`](crate::Options::compaction_rate).
+    pub compaction_rate: u64,
+    /// Compactions that wait now because of that.
+    pub compactions_throttled: usize,
+    /// How long they waited for that, each time.
+    pub throttle_micros: Distribution,
     /// Versions dropped because a newer one hides them.
     pub shadowed_dropped: u64,
     /// Deletes dropped because nothing was left to hide.
@@ -254,6 +262,9 @@ impl Inner {
             compaction_bytes_read: c.compaction_bytes_read.get(),
             compaction_bytes_written: c.compaction_bytes_written.get(),
             compaction_micros: c.compaction_micros.distribution(),
+            compaction_rate: self.throttle.rate(),
+            compactions_throttled: self.throttle.waiting(),
+            throttle_micros: c.throttle_micros.distribution(),
             shadowed_dropped: c.shadowed_dropped.get(),
             deletes_dropped: c.deletes_dropped.get(),
             stalls: c.stalls.get(),

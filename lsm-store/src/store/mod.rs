@@ -35,6 +35,7 @@ mod scrub;
 mod snapshot;
 mod space;
 mod superversion;
+mod throttle;
 mod verify;
 mod versions;
 mod view;

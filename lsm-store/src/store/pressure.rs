@@ -105,6 +105,17 @@ impl Way {
         self.behind as f64 / self.behind.saturating_add(self.room) as f64
     }
 
+    /// How fast the work may be when it may have this speed while nothing is behind: twice that a quarter of the way,
+    /// and any speed from half of it on, where writers come down to the speed of the work.
+    fn lifted(self, speed: u64) -> Option<u64> {
+        if self.behind == 0 {
+            return Some(speed);
+        }
+        let left = self.room.checked_sub(self.behind).filter(|left| *left > 0)?;
+        let way = u128::from(self.behind) + u128::from(self.room);
+        Some(u64::try_from(u128::from(speed) * way / u128::from(left)).unwrap_or(u64::MAX))
+    }
+
     /// How fast writers may be, when the work has this speed; any speed if nothing is behind.
     fn speed(self, work: u64) -> Option<u64> {
         if self.behind == 0 {
@@ -217,6 +228,12 @@ impl Backlog {
         let unit = options.table_bytes.max(options.memtable_bytes as u64);
         let (usual, most) = (unit.saturating_mul(DEBT_USUAL), unit.saturating_mul(DEBT_MAX));
         Way::at(self.debt(), usual, most)
+    }
+
+    /// How fast compactions may be whose limit is `rate` while nothing is behind. `None` is any speed.
+    pub(crate) fn lifted(&self, options: &Options, rate: u64) -> Option<u64> {
+        let (level0, debt) = (self.level0(options).lifted(rate)?, self.owed(options).lifted(rate)?);
+        Some(level0.max(debt))
     }
 
     /// How fast writers may be, and why not faster. `None` is any speed; before anything was measured, too.
@@ -359,6 +376,26 @@ mod tests {
         }
         assert!((at(4).pressure()).abs() < 1e-9 && (at(36).pressure() - 1.0).abs() < 1e-9, "ends");
         assert!((at(20).pressure() - 0.5).abs() < 1e-9, "halfway");
+    }
+
+    #[test]
+    fn a_limit_of_compactions_gives_way_before_writers_come_down_to_their_speed() {
+        let at = |depth| Way::at(depth, 4, 36).lifted(100);
+        assert_eq!((at(0), at(4)), (Some(100), Some(100)), "nothing is behind");
+        assert_eq!((at(8), at(12)), (Some(133), Some(200)), "a quarter of the way");
+        assert_eq!((at(19), at(20), at(40)), (Some(1600), None, None), "half of it");
+        let (backlog, options) = (Backlog::default(), options());
+        assert_eq!(backlog.lifted(&options, 100), Some(100), "idle");
+        backlog.set_tables(12, 0);
+        assert_eq!(backlog.lifted(&options, 100), Some(200), "by level 0");
+        let indebted = Backlog::default();
+        indebted.set_tables(0, 112 * MEMTABLE);
+        assert_eq!(indebted.lifted(&options, 100), Some(200), "by debt");
+        indebted.set_tables(8, 112 * MEMTABLE);
+        assert_eq!(indebted.lifted(&options, 100), Some(200), "by what is further behind");
+        let late = Backlog::default();
+        late.set_tables(0, 160 * MEMTABLE);
+        assert_eq!(late.lifted(&options, 100), None, "too much debt for any limit");
     }
 
     /// A writer that writes whatever it may, and flushes that take `ticks` longer than their progress shows.

@@ -43,6 +43,7 @@ use crate::store::pressure::Backlog;
 use crate::store::retention::Retention;
 use crate::store::space::Space;
 use crate::store::superversion::SuperVersion;
+use crate::store::throttle::Throttle;
 use crate::store::visible::{Visible, VisibleCell};
 use crate::vfs::{FilePool, Vfs, VfsLock, create_dir_durable};
 
@@ -136,6 +137,7 @@ pub(crate) fn open(
     let counters = Counters::default();
     counters.files_left.add(left);
     let space = Space::new(&options);
+    let throttle = Throttle::new(options.compaction_rate);
     let inner = Inner {
         vfs,
         files,
@@ -157,6 +159,7 @@ pub(crate) fn open(
         counters,
         space,
         backlog: Backlog::default(),
+        throttle,
         reports,
         scrub: Mutex::default(),
         dir_lock: Mutex::new(Some(dir_lock)),
