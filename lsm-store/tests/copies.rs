@@ -3,6 +3,9 @@
 
 #![expect(clippy::panic, reason = "helpers of tests fail by panicking")]
 
+#[path = "common/commit.rs"]
+mod commit;
+
 use std::collections::BTreeMap;
 use std::ops::Bound::Unbounded;
 use std::path::{Path, PathBuf};
@@ -10,10 +13,11 @@ use std::sync::Arc;
 
 use lsm_store::vfs::{CrashPolicy, Fault, FaultKind, FaultWhen, MemVfs, OpSet, Vfs};
 use lsm_store::{
-    Checkpoint, Durability, Error, Executor, IncomingSnapshot, Keep, Mode, Op, Options,
-    PartitionId, PartitionOptions, Position, Result, SequenceNumber, StagedSnapshot, Store,
-    WriteBatch,
+    Checkpoint, Error, Executor, IncomingSnapshot, Keep, Mode, Op, Options, PartitionId,
+    PartitionOptions, Position, Result, SequenceNumber, StagedSnapshot, Store,
 };
+
+use crate::commit::commit;
 
 const DATA: PartitionId = PartitionId(0);
 const META: PartitionId = PartitionId(1);
@@ -47,30 +51,14 @@ fn open_at(vfs: &MemVfs, dir: &str, store_id: u128, mode: Mode) -> Result<Store>
 
 fn write(store: &Store, mode: Mode, n: u64, salt: u8) {
     let (key, value) = (format!("k{:02}", n % KEYS).into_bytes(), [salt; 30]);
-    let delete = n.is_multiple_of(7);
-    match mode {
-        Mode::External => {
-            let position = Position { index: n, term: 2, extra: vec![salt] };
-            let mut run = store.begin_run(position).expect("begins");
-            let op = if delete {
-                Op::Delete { key: &key }
-            } else {
-                Op::Put { key: &key, value: &value }
-            };
-            run.apply(DATA, SequenceNumber(n), &[op]).expect("applies");
-            let applied = Op::Put { key: b"applied", value: &n.to_le_bytes() };
-            run.apply(META, SequenceNumber(n), &[applied]).expect("applies");
-            run.publish().expect("publishes");
-        }
-        Mode::Wal => {
-            let mut batch = WriteBatch::new();
-            let done =
-                if delete { batch.delete(DATA, &key) } else { batch.put(DATA, &key, &value) };
-            done.expect("fits");
-            batch.put(META, b"applied", &n.to_le_bytes()).expect("fits");
-            store.write(batch, Durability::Sync).expect("written");
-        }
-    }
+    let op = if n.is_multiple_of(7) {
+        Op::Delete { key: &key }
+    } else {
+        Op::Put { key: &key, value: &value }
+    };
+    let applied = Op::Put { key: b"applied", value: &n.to_le_bytes() };
+    let position = Position { index: n, term: 2, extra: vec![salt] };
+    commit(store, mode, position, &[(DATA, op), (META, applied)]);
 }
 
 fn fill(store: &Store, mode: Mode, to: u64, salt: u8) {

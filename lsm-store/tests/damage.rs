@@ -51,8 +51,12 @@ fn write(store: &Store, n: u64) {
 
 /// All keys in several tables of the last level, every fifth key once more in level 0.
 fn sample() -> (MemVfs, u64) {
+    sample_of(options())
+}
+
+fn sample_of(options: Options) -> (MemVfs, u64) {
     let vfs = MemVfs::new(1);
-    let store = open(&vfs);
+    let store = open_with(&vfs, options, Executor::Inline).expect("opens");
     for n in 0..KEYS {
         write(&store, n + 1);
     }
@@ -180,93 +184,99 @@ fn scan(store: &Store, bounds: (std::ops::Bound<&[u8]>, std::ops::Bound<&[u8]>))
     Ok(rows)
 }
 
+/// Every kind of harm to every table, each on a disk of its own, with the table and a name for messages.
+fn harmed(good: &MemVfs) -> impl Iterator<Item = (Harm, MemVfs, PathBuf, String)> {
+    let all = tables(good);
+    Harm::ALL.into_iter().flat_map(move |harm| {
+        let tables = all.clone().into_iter().zip(all.clone().into_iter().cycle().skip(1));
+        tables.map(move |(table, other)| {
+            let vfs = good.fork();
+            harm.apply(&vfs, &table, &other);
+            let context = format!("{harm:?} of {}", table.display());
+            (harm, vfs, table, context)
+        })
+    })
+}
+
 #[test]
 fn every_kind_of_damage_costs_its_range_and_nothing_else() {
     let (good, last) = sample();
-    let all = tables(&good);
-    for harm in Harm::ALL {
-        for (i, table) in all.iter().enumerate() {
-            let context = format!("{harm:?} of {}", table.display());
-            let vfs = good.fork();
-            harm.apply(&vfs, table, &all[(i + 1) % all.len()]);
-            if harm.is_met_by_open() {
-                let strict = Options { refuse_damaged: true, ..options() };
-                let refused = open_with(&vfs, strict, Executor::Inline).expect_err(&context);
-                assert!(
-                    refused.to_string().contains(&*table.to_string_lossy()),
-                    "{context}: {refused}"
-                );
-            }
-            let store = open(&vfs);
-            if harm.is_met_by_open() {
-                assert_eq!(store.damage().expect("known").len(), 1, "{context}: met by opening");
-            }
-            // By keys.
-            let failed = read_all(&store, last, table, &context);
-            let mut damage = store.damage().expect("recorded");
-            if !failed.is_empty() {
-                assert!(!damage.is_empty(), "{context}: what reads met is known");
-            }
-            for key in &failed {
-                assert!(covered(&damage, key), "{context}: {key:?} is in a damaged range");
-            }
-            // By scan.
-            let scanned = scan(&store, (Unbounded, Unbounded));
-            if harm == Harm::Filter {
-                assert_eq!(scanned.expect(&context), 240, "{context}: a scan needs no filter");
-            } else {
-                let named =
-                    matches!(&scanned, Err(Error::Corruption { file, .. }) if file == table);
-                assert!(named, "{context}: {scanned:?}");
-            }
-            damage = store.damage().expect("recorded");
-            assert!(damage.iter().all(|d| d.file == *table), "{context}: {damage:?}");
-            if harm == Harm::Data {
-                let keys = (0..KEYS).filter(|k| covered(&damage, &key(*k))).count();
-                assert!((1..30).contains(&keys), "{context}: a block and not a table: {keys} keys");
-            }
-            // Around it. A scan looks at the next key of every table, beyond its bounds; in level 0 that
-            // is up to five keys on.
-            let below =
-                (0..KEYS).filter(|k| key(*k) < damage[0].smallest).count().saturating_sub(6);
-            let above = (0..KEYS).filter(|k| key(*k) <= damage[0].largest).count() + 6;
-            let bound = |k: usize| key(k.min(239) as u64);
-            if below > 0 {
-                let rows = scan(&store, (Unbounded, Excluded(&bound(below)))).expect(&context);
-                assert_eq!(rows, below, "{context}: all rows below");
-            }
-            if above < 240 {
-                let rows = scan(&store, (Included(&bound(above)), Unbounded)).expect(&context);
-                assert_eq!(rows, 240 - above, "{context}: all rows above");
-            }
-            assert!(store.verify().is_err(), "{context}: verification sees it");
-            assert_eq!(store.metrics().damaged_tables, 1, "{context}: counted");
-            // Compactions leave it alone, and the store goes on.
-            let failures = store.metrics().job_failures;
-            for round in 4..8 {
-                for n in (0..KEYS).step_by(5) {
-                    write(&store, round * KEYS + n);
-                }
-                store.flush().expect(&context);
-            }
-            let metrics = store.metrics();
-            assert_eq!(metrics.job_failures, failures, "{context}: no job tries in vain");
-            assert_eq!(metrics.poisoned, None, "{context}: goes on");
-            let known = store.damage().expect("known");
-            assert_eq!(known, damage, "{context}: still there");
-            // Known after the next opening, without being met again.
-            store.close().expect("closes");
-            let store = open(&vfs);
-            let ranges = |damage: &[Damage]| -> Vec<_> {
-                let range = |d: &Damage| (d.smallest.clone(), d.largest.clone(), d.file.clone());
-                damage.iter().map(range).collect()
-            };
-            let again = store.damage().expect("known");
-            assert_eq!(ranges(&again), ranges(&damage), "{context}: after opening again");
-            assert_eq!(store.metrics().damaged_tables, 1, "{context}: counted");
-            store.flush().expect("flushes");
-            assert_eq!(store.metrics().job_failures, 0, "{context}: left alone from the start");
+    for (harm, vfs, table, context) in harmed(&good) {
+        if harm.is_met_by_open() {
+            let strict = Options { refuse_damaged: true, ..options() };
+            let refused = open_with(&vfs, strict, Executor::Inline).expect_err(&context);
+            assert!(
+                refused.to_string().contains(&*table.to_string_lossy()),
+                "{context}: {refused}"
+            );
         }
+        let store = open(&vfs);
+        if harm.is_met_by_open() {
+            assert_eq!(store.damage().expect("known").len(), 1, "{context}: met by opening");
+        }
+        // By keys.
+        let failed = read_all(&store, last, &table, &context);
+        let mut damage = store.damage().expect("recorded");
+        if !failed.is_empty() {
+            assert!(!damage.is_empty(), "{context}: what reads met is known");
+        }
+        for key in &failed {
+            assert!(covered(&damage, key), "{context}: {key:?} is in a damaged range");
+        }
+        // By scan.
+        let scanned = scan(&store, (Unbounded, Unbounded));
+        if harm == Harm::Filter {
+            assert_eq!(scanned.expect(&context), 240, "{context}: a scan needs no filter");
+        } else {
+            let named = matches!(&scanned, Err(Error::Corruption { file, .. }) if *file == table);
+            assert!(named, "{context}: {scanned:?}");
+        }
+        damage = store.damage().expect("recorded");
+        assert!(damage.iter().all(|d| d.file == table), "{context}: {damage:?}");
+        if harm == Harm::Data {
+            let keys = (0..KEYS).filter(|k| covered(&damage, &key(*k))).count();
+            assert!((1..30).contains(&keys), "{context}: a block and not a table: {keys} keys");
+        }
+        // Around it. A scan looks at the next key of every table, beyond its bounds; in level 0 that
+        // is up to five keys on.
+        let below = (0..KEYS).filter(|k| key(*k) < damage[0].smallest).count().saturating_sub(6);
+        let above = (0..KEYS).filter(|k| key(*k) <= damage[0].largest).count() + 6;
+        let bound = |k: usize| key(k.min(239) as u64);
+        if below > 0 {
+            let rows = scan(&store, (Unbounded, Excluded(&bound(below)))).expect(&context);
+            assert_eq!(rows, below, "{context}: all rows below");
+        }
+        if above < 240 {
+            let rows = scan(&store, (Included(&bound(above)), Unbounded)).expect(&context);
+            assert_eq!(rows, 240 - above, "{context}: all rows above");
+        }
+        assert!(store.verify().is_err(), "{context}: verification sees it");
+        assert_eq!(store.metrics().damaged_tables, 1, "{context}: counted");
+        // Compactions leave it alone, and the store goes on.
+        let failures = store.metrics().job_failures;
+        for round in 4..8 {
+            for n in (0..KEYS).step_by(5) {
+                write(&store, round * KEYS + n);
+            }
+            store.flush().expect(&context);
+        }
+        let metrics = store.metrics();
+        assert_eq!(metrics.job_failures, failures, "{context}: no job tries in vain");
+        assert_eq!(metrics.poisoned, None, "{context}: goes on");
+        let known = store.damage().expect("known");
+        assert_eq!(known, damage, "{context}: still there");
+        // Known after the next opening, without being met again.
+        store.close().expect("closes");
+        let store = open(&vfs);
+        let ranges = |damage: &[Damage]| -> Vec<_> {
+            let range = |d: &Damage| (d.smallest.clone(), d.largest.clone(), d.file.clone());
+            damage.iter().map(range).collect()
+        };
+        let again = store.damage().expect("known");
+        assert_eq!(ranges(&again), ranges(&damage), "{context}: after opening again");
+        assert_eq!(store.metrics().damaged_tables, 1, "{context}: counted");
+        store.flush().expect("flushes");
+        assert_eq!(store.metrics().job_failures, 0, "{context}: left alone from the start");
     }
 }
 
@@ -408,48 +418,51 @@ fn the_quick_check_sees_what_is_missing_shortened_or_swapped_while_the_store_is_
         let error = store.verify_quick().expect_err("harmed");
         assert!(error.to_string().contains(&*all[1].to_string_lossy()), "{harm:?}: {error}");
     }
+    // The same entries in a table of another store: only the uid differs.
+    let (twin, _) = sample_of(Options { uid_seed: 99, ..options() });
+    let vfs = good.fork();
+    let store = open(&vfs);
+    let (own, other) = [&vfs, &twin].map(|vfs| vfs.content(&all[1]).expect("there")).into();
+    assert!(own.len() == other.len() && own != other, "as long as the other");
+    vfs.replace(&all[1], &other).expect("replaces");
+    let error = store.verify_quick().expect_err("another table");
+    assert!(error.to_string().contains(&*all[1].to_string_lossy()), "{error}");
 }
 
 #[test]
 fn what_can_be_read_is_salvaged_and_what_is_lost_is_told_exactly() {
     let (good, last) = sample();
-    let all = tables(&good);
-    for harm in Harm::ALL {
-        for (i, table) in all.iter().enumerate() {
-            let context = format!("{harm:?} of {}", table.display());
-            let vfs = good.fork();
-            harm.apply(&vfs, table, &all[(i + 1) % all.len()]);
-            let known = {
-                let world = vfs.fork();
-                let store = open(&world);
-                store.scrub_step(u64::MAX).expect("reads");
-                store.damage().expect("known")
+    for (harm, vfs, _table, context) in harmed(&good) {
+        let known = {
+            let world = vfs.fork();
+            let store = open(&world);
+            store.scrub_step(u64::MAX).expect("reads");
+            store.damage().expect("known")
+        };
+        let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+        let before = vfs.files();
+        let to = Path::new("/saved");
+        let salvaged =
+            Store::salvage(Arc::clone(&shared), Path::new("/db"), &options(), to).expect(&context);
+        let kept: Vec<_> = vfs.files().into_iter().filter(|p| !p.starts_with(to)).collect();
+        assert_eq!(kept, before, "{context}: the damaged store is not touched");
+        let store = Store::open(shared, to, options(), Executor::Inline).expect(&context);
+        store.verify().expect(&context);
+        if harm == Harm::Filter {
+            // A filter is made anew from the keys.
+            assert_eq!(salvaged.lost, [], "{context}: no entry is lost");
+            assert_eq!(salvaged.tables_in_part, 1, "{context}");
+        } else {
+            assert!(!salvaged.lost.is_empty(), "{context}: something is lost");
+            let ranges = |damage: &[Damage]| -> Vec<_> {
+                damage.iter().map(|d| (d.smallest.clone(), d.largest.clone())).collect()
             };
-            let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
-            let before = vfs.files();
-            let to = Path::new("/saved");
-            let salvaged = Store::salvage(Arc::clone(&shared), Path::new("/db"), &options(), to)
-                .expect(&context);
-            let kept: Vec<_> = vfs.files().into_iter().filter(|p| !p.starts_with(to)).collect();
-            assert_eq!(kept, before, "{context}: the damaged store is not touched");
-            let store = Store::open(shared, to, options(), Executor::Inline).expect(&context);
-            store.verify().expect(&context);
-            if harm == Harm::Filter {
-                // A filter is made anew from the keys.
-                assert_eq!(salvaged.lost, [], "{context}: no entry is lost");
-                assert_eq!(salvaged.tables_in_part, 1, "{context}");
-            } else {
-                assert!(!salvaged.lost.is_empty(), "{context}: something is lost");
-                let ranges = |damage: &[Damage]| -> Vec<_> {
-                    damage.iter().map(|d| (d.smallest.clone(), d.largest.clone())).collect()
-                };
-                assert_eq!(ranges(&salvaged.lost), ranges(&known), "{context}: exactly this");
-            }
-            for k in 0..KEYS {
-                let found = store.get(DATA, &key(k)).expect(&context).map(|f| f.sequence.0);
-                let right = found == Some(newest(k, last));
-                assert!(right || covered(&salvaged.lost, &key(k)), "{context}: key {k}: {found:?}");
-            }
+            assert_eq!(ranges(&salvaged.lost), ranges(&known), "{context}: exactly this");
+        }
+        for k in 0..KEYS {
+            let found = store.get(DATA, &key(k)).expect(&context).map(|f| f.sequence.0);
+            let right = found == Some(newest(k, last));
+            assert!(right || covered(&salvaged.lost, &key(k)), "{context}: key {k}: {found:?}");
         }
     }
 }

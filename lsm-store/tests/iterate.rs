@@ -69,6 +69,29 @@ fn an_iterator_goes_on_with_the_tables_of_now_after_a_refresh() {
     assert_eq!(iter.key(), b"c", "after a move backward it goes on backward");
 }
 
+/// Two versions of each key, so that backward an iterator is past the entry it stands on.
+#[test]
+fn a_refresh_goes_on_backward_from_a_key_that_is_gone_in_memory_as_in_tables() {
+    for flushed in [false, true] {
+        let store = open(&Arc::new(MemVfs::new(1)));
+        for value in [b"1", b"2"] {
+            write(&store, &[&[put(b"a", value), put(b"b", value), put(b"c", value)]]);
+        }
+        if flushed {
+            store.flush().expect("flushes");
+        }
+        let context = format!("flushed: {flushed}");
+        let mut iter = store.view().iter(DATA, Unbounded, Unbounded).expect("opens");
+        assert!(iter.prev().expect("moves") && iter.prev().expect("moves"), "{context}: two");
+        assert_eq!((iter.key(), iter.value()), (&b"b"[..], &b"2"[..]), "{context}");
+        write(&store, &[&[Op::Delete { key: b"b" }]]);
+        assert!(iter.refresh(&store.view()).expect("moves"), "{context}: one before it");
+        assert_eq!((iter.key(), iter.value()), (&b"a"[..], &b"2"[..]), "{context}: backward");
+        assert!(iter.next().expect("moves"), "{context}: one after it");
+        assert_eq!(iter.key(), b"c", "{context}: and forward again");
+    }
+}
+
 #[test]
 fn changes_come_by_key_with_deletes_and_only_above_the_floor() {
     let store = open(&Arc::new(MemVfs::new(1)));

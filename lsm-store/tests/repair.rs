@@ -6,8 +6,12 @@
 use std::collections::BTreeMap;
 use std::ops::Bound::Unbounded;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use lsm_store::events::{Event, EventSink, Listener};
 use lsm_store::rng::SplitMix64;
 use lsm_store::vfs::{CrashPolicy, Fault, FaultKind, MemVfs, Vfs};
 use lsm_store::{
@@ -420,4 +424,110 @@ fn an_export_is_of_its_number_even_if_the_copy_is_further() {
     // What comes later is applied here, too, and is not there twice.
     fill(&bad, LAST + 80);
     check_same(&good, &bad, "afterwards");
+}
+
+/// Harms a table of the first flush, before any other job can know it, and hands on what happens.
+#[derive(Debug)]
+struct Saboteur {
+    vfs: MemVfs,
+    harmed: OnceLock<PathBuf>,
+    tell: Sender<Event>,
+}
+
+impl Saboteur {
+    fn harm(&self) -> PathBuf {
+        let tables: Vec<_> =
+            self.vfs.files().into_iter().filter(|p| p.starts_with("/bad/sst")).collect();
+        assert!(tables.len() > 3, "a flush in several pieces: {tables:?}");
+        self.vfs.flip(&tables[1], 40, 2).expect("flips");
+        tables[1].clone()
+    }
+}
+
+impl Listener for Saboteur {
+    fn on_event(&self, event: &Event) {
+        if matches!(event, Event::Flushed { .. }) {
+            self.harmed.get_or_init(|| self.harm());
+        }
+        let _gone = self.tell.send(event.clone()).is_err();
+    }
+}
+
+/// Takes events until one of each of `wanted` came.
+fn await_each(told: &Receiver<Event>, wanted: &[&dyn Fn(&Event) -> bool]) {
+    let mut missing: Vec<_> = wanted.iter().collect();
+    while !missing.is_empty() {
+        let event = told.recv_timeout(Duration::from_secs(60)).expect("it happens in time");
+        if let Some(at) = missing.iter().position(|wanted| wanted(&event)) {
+            missing.swap_remove(at);
+        }
+    }
+}
+
+#[test]
+fn a_table_of_level_0_that_is_damaged_under_load_is_left_alone_and_repaired_while_all_goes_on() {
+    let vfs = MemVfs::new(1);
+    let (tell, told) = channel();
+    let saboteur = Arc::new(Saboteur { vfs: vfs.clone(), harmed: OnceLock::new(), tell });
+    let listener: Arc<dyn Listener> = Arc::<Saboteur>::clone(&saboteur);
+    let loaded =
+        Options { memtable_bytes: 30_000, events: EventSink::new(listener), ..options(2, 1500) };
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    let bad = Store::open(shared, Path::new("/bad"), loaded, Executor::Threads).expect("opens");
+    let enough = AtomicBool::new(false);
+    let last = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut last = 0;
+            while !enough.load(Ordering::Relaxed) {
+                last += 1;
+                write(&bad, last);
+            }
+            last
+        });
+        // A merge meets it, whoever reads first.
+        await_each(&told, &[&|event| matches!(event, Event::Damaged { .. })]);
+        let flushed = |event: &Event| matches!(event, Event::Flushed { .. });
+        let merged = |event: &Event| {
+            matches!(event, Event::Compacted { partition: DATA, tables_out: 1.., .. })
+        };
+        await_each(&told, &[&flushed, &flushed, &flushed, &merged, &merged]);
+        enough.store(true, Ordering::Relaxed);
+        writer.join().expect("no write fails")
+    });
+    let harmed = saboteur.harmed.get().expect("there was a flush");
+    let damage = bad.damage().expect("known");
+    assert_eq!(damage.len(), 1, "one block: {damage:?}");
+    assert_eq!(&damage[0].file, harmed, "where it was harmed");
+    assert!(vfs.files().contains(harmed), "left alone");
+    let metrics = bad.metrics();
+    assert_eq!((metrics.poisoned, metrics.damaged_tables), (None, 1), "it goes on");
+    assert!(
+        metrics.job_failures <= 1,
+        "at most the merge that met it: {}",
+        metrics.last_job_failure
+    );
+    let good = open(&vfs, "/good", 1).expect("opens");
+    (1..=last).for_each(|n| write(&good, n));
+    for store in [&good, &bad] {
+        store.set_floor(DATA, SequenceNumber(last - 100)).expect("raises");
+    }
+    for k in (0..KEYS).map(key) {
+        match bad.get(DATA, &k) {
+            Ok(found) => assert_eq!(found, good.get(DATA, &k).expect("reads"), "{k:?}"),
+            Err(Error::Corruption { file, .. }) => assert_eq!(&file, harmed, "{k:?}"),
+            Err(e) => panic!("{k:?}: {e}"),
+        }
+    }
+    let staged = fetch(&good, &bad, &damage[0].range(), "/export").expect("fetched");
+    bad.excise_and_ingest(&staged).expect("replaced");
+    assert_eq!(bad.damage().expect("known"), [], "repaired");
+    check_same(&good, &bad, "repaired");
+    for store in [&good, &bad] {
+        fill(store, last + 500);
+        store.compact_all().expect("compacts");
+    }
+    check_same(&good, &bad, "and compacted");
+    bad.close().expect("closes");
+    assert!(!vfs.files().contains(harmed), "nothing of it is left");
+    check_same(&good, &open(&vfs, "/bad", 2).expect("opens"), "opened again");
 }

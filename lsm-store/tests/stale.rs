@@ -2,6 +2,9 @@
 //! but not of now. The store gives the right answer or an error; where only the caller can know better, an
 //! expected position tells.
 
+#[path = "common/commit.rs"]
+mod commit;
+
 use std::collections::BTreeMap;
 use std::ops::Bound::Unbounded;
 use std::path::{Path, PathBuf};
@@ -9,9 +12,11 @@ use std::sync::Arc;
 
 use lsm_store::vfs::{MemVfs, Vfs};
 use lsm_store::{
-    Durability, Error, Executor, Keep, KeyRange, Mode, Op, Options, PartitionId, PartitionOptions,
-    Position, Result, SequenceNumber, Store, WriteBatch,
+    Error, Executor, Keep, KeyRange, Mode, Op, Options, PartitionId, PartitionOptions, Position,
+    Result, SequenceNumber, Store,
 };
+
+use crate::commit::commit;
 
 const DATA: PartitionId = PartitionId(0);
 const KEYS: u64 = 40;
@@ -46,27 +51,12 @@ fn key(n: u64) -> Vec<u8> {
 
 fn write(store: &Store, mode: Mode, n: u64) {
     let (key, value) = (key(n), [n.to_le_bytes(); 3].concat());
-    let delete = n.is_multiple_of(9);
-    match mode {
-        Mode::External => {
-            let at = Position { index: n, term: 1, extra: vec![] };
-            let mut run = store.begin_run(at).expect("begins");
-            let op = if delete {
-                Op::Delete { key: &key }
-            } else {
-                Op::Put { key: &key, value: &value }
-            };
-            run.apply(DATA, SequenceNumber(n), &[op]).expect("applies");
-            run.publish().expect("publishes");
-        }
-        Mode::Wal => {
-            let mut batch = WriteBatch::new();
-            let done =
-                if delete { batch.delete(DATA, &key) } else { batch.put(DATA, &key, &value) };
-            done.expect("fits");
-            store.write(batch, Durability::Sync).expect("written");
-        }
-    }
+    let op = if n.is_multiple_of(9) {
+        Op::Delete { key: &key }
+    } else {
+        Op::Put { key: &key, value: &value }
+    };
+    commit(store, mode, Position { index: n, term: 1, extra: vec![] }, &[(DATA, op)]);
 }
 
 /// The newest write of each key at a number.

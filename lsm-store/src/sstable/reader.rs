@@ -629,6 +629,7 @@ fn check_properties(p: &Properties, meta: &TableMeta, path: &Path, offset: u64) 
 pub(crate) mod tests {
     use super::*;
     use crate::sstable::builder::{TableBuilder, TableLayout};
+    use crate::sstable::filter::key_hash;
     use crate::sstable::format::Codec;
     use crate::types::FileNumber;
     use crate::vfs::MemVfs;
@@ -667,5 +668,27 @@ pub(crate) mod tests {
         let file = vfs.open_read(path).expect("is there");
         let table = Table::open(file, path, meta, Arc::clone(cache), Graveyard::default());
         Arc::new(table.expect("opens"))
+    }
+
+    #[test]
+    fn what_a_table_holds_for_itself_is_not_in_the_cache_as_well_and_is_given_back() {
+        let cache = Arc::new(BlockCache::new(64 * 1024));
+        let table = sample_with(FileNumber(3), 0, &[b"a", b"b"], &cache);
+        table.index_partition(0, false).expect("reads");
+        assert_eq!(cache.metrics().bytes(), 0, "a walk that keeps nothing");
+        let hash = key_hash(b"b");
+        assert!(table.get(b"b", hash, 9).expect("reads").is_some(), "is there");
+        let Some(top) = table.top().first() else { unreachable!("one partition") };
+        let index = table.index_partition(0, true).expect("reads").expect("is there");
+        let filter = table.filter(top.filter, false).expect("reads");
+        let held = (index.weight() + filter.weight()) as u64;
+        let block = table.block(index.handle(0).expect("one block"), BlockKind::Data);
+        let block = block.expect("reads").into_raw().len() as u64;
+        let metrics = cache.metrics();
+        assert_eq!(metrics.held_bytes, held, "index and filter");
+        let more = metrics.cached_bytes - block;
+        assert!(more < held, "the cache has the data block only, and {more} bytes with it");
+        drop((table, index, filter));
+        assert_eq!(cache.metrics().held_bytes, 0, "given back");
     }
 }

@@ -104,6 +104,23 @@ mod tests {
 
     const CACHE_BYTES: usize = 256 * 1024;
 
+    #[test]
+    fn a_block_that_is_given_up_leaves_its_slot_and_no_other_load_of_it_does() {
+        let slot = Slot::default();
+        let (old, new): (Arc<[u8]>, Arc<[u8]>) = (Arc::from([1]), Arc::from([2]));
+        slot.put(&old);
+        assert_eq!(slot.with(|raw| raw[0]), None, "the cache was not told of any use");
+        slot.set_used();
+        assert_eq!(slot.with(|raw| raw[0]), Some(1), "in use");
+        slot.put(&new);
+        slot.take(&old);
+        assert_eq!(slot.with(|raw| raw[0]), Some(2), "another one was given up");
+        slot.take(&new);
+        assert_eq!(slot.with(|raw| raw[0]), None, "given up");
+        slot.put(&old);
+        assert_eq!(slot.with(|raw| raw[0]), None, "the use was of the load before");
+    }
+
     fn keys() -> Vec<Vec<u8>> {
         (0..20_000_u32).map(|n| format!("{n:08}").into_bytes()).collect()
     }

@@ -446,3 +446,36 @@ fn failed_before() -> Error {
         "an earlier move of this iterator failed: seek before going on".to_owned(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::options::{Executor, Keep, Options, PartitionOptions};
+    use crate::store::Store;
+    use crate::types::{Op, PartitionId, Position};
+    use crate::vfs::MemVfs;
+
+    #[test]
+    fn a_refresh_keeps_nothing_of_the_memory_that_is_given_up() {
+        let partitions = vec![PartitionOptions { name: "data".to_owned(), keep: Keep::All }];
+        let (vfs, options) = (Arc::new(MemVfs::new(1)), Options::new(7, partitions));
+        let store = Store::open(vfs, Path::new("/db"), options, Executor::Inline).expect("opens");
+        let mut run =
+            store.begin_run(Position { index: 1, term: 1, extra: vec![] }).expect("begins");
+        let data = PartitionId(0);
+        // In a table, the key before tells that this version of the key is the newest.
+        let puts = [b"a", b"k"].map(|key| Op::Put { key, value: b"in a memtable" });
+        run.apply(data, SequenceNumber(1), &puts).expect("applies");
+        run.publish().expect("publishes");
+        let view = store.view();
+        let mut iter = view.iter(data, Bound::Unbounded, Bound::Unbounded).expect("opens");
+        assert!(iter.prev().expect("moves"), "on the key");
+        assert!(!iter.value.is_empty(), "the value is kept: the memtable is passed");
+        store.flush().expect("flushes");
+        assert!(iter.refresh(&view).expect("moves"), "on the key");
+        assert_eq!(iter.value(), b"in a memtable", "as before");
+        assert!(iter.value.is_empty(), "of the table: nothing keeps the memtable");
+    }
+}
