@@ -66,7 +66,9 @@ impl Leader {
                         | Message::ReadIndex { .. }
                         | Message::ReadIndexReply { .. }
                         | Message::TimeoutNow { .. }
-                        | Message::Removed { .. } => continue,
+                        | Message::Removed { .. }
+                        | Message::SnapshotOffer { .. }
+                        | Message::SnapshotUnderWay { .. } => continue,
                     };
                     let mut term = term;
                     if matches!(answer, Message::VoteReply { kind: VoteKind::Pre, .. }) {
@@ -81,6 +83,11 @@ impl Leader {
                 | Effect::Role(_)
                 | Effect::MembershipEffective(_)
                 | Effect::Removed { .. }
+                | Effect::CompactLog { .. }
+                | Effect::FetchSnapshot { .. }
+                | Effect::DiscardSnapshot { .. }
+                | Effect::InstallSnapshot { .. }
+                | Effect::AdoptSnapshot { .. }
                 | Effect::Fatal(_) => {}
             }
         }

@@ -73,6 +73,12 @@ impl Cluster {
                     | Effect::Role(_)
                     | Effect::MembershipEffective(_)
                     | Effect::Removed { .. }
+                    // The log keeps all, so nobody needs a snapshot.
+                    | Effect::CompactLog { .. }
+                    | Effect::FetchSnapshot { .. }
+                    | Effect::DiscardSnapshot { .. }
+                    | Effect::InstallSnapshot { .. }
+                    | Effect::AdoptSnapshot { .. }
                     | Effect::Fatal(_) => {}
                 }
             }

@@ -5,11 +5,14 @@
 //! 2. `sent` never passes `min(commit, durable)`: a state machine ahead of its log could not be
 //!    explained after a crash.
 //! 3. At most [`MAX_BATCHES`] batches are unanswered.
+//! 4. A snapshot is taken over in the order of the batches, after the log on disk begins after it, so the
+//!    applied index never falls.
 
 use alloc::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    Effect, Effects, Entry, FetchFor, FetchId, LogIndex, Micros, log::Log, progress::Fetch,
+    Effect, Effects, Entry, FetchFor, FetchId, LogIndex, LogPos, Micros, PersistSeq, log::Log,
+    progress::Fetch,
 };
 
 /// Batches handed over and not reported as applied: enough that the state machine never idles,
@@ -25,11 +28,14 @@ pub(crate) struct Apply {
     /// The last index of each batch that is not yet reported.
     batches: VecDeque<LogIndex>,
     fetch: Fetch,
+    /// The snapshot that comes next instead of entries, once this write is durable.
+    adopt: Option<(PersistSeq, LogPos)>,
 }
 
 impl Apply {
     pub(crate) const fn new(applied: LogIndex) -> Self {
-        Self { applied, sent: applied, batches: VecDeque::new(), fetch: Fetch::Idle }
+        let batches = VecDeque::new();
+        Self { applied, sent: applied, batches, fetch: Fetch::Idle, adopt: None }
     }
 
     /// The state machine holds everything up to `upto`.
@@ -43,6 +49,16 @@ impl Apply {
         while self.batches.front().is_some_and(|last| *last <= upto) {
             self.batches.pop_front();
         }
+    }
+
+    /// The log was replaced: what was asked for is not in it.
+    pub(crate) fn forget_fetch(&mut self) {
+        self.fetch = Fetch::Idle;
+    }
+
+    /// The log begins after `at` once the write `seq` is durable, and the state machine has to as well.
+    pub(crate) fn adopt_after(&mut self, seq: PersistSeq, at: LogPos) {
+        self.adopt = Some((seq, at));
     }
 
     /// The entries of request `id` came, or not.
@@ -70,16 +86,27 @@ impl Apply {
         }
     }
 
-    /// Hands over the next batch up to `upto`, or asks for it to be loaded.
+    /// Hands over the next batch up to `upto`, or asks for it to be loaded; or the snapshot that comes first.
+    #[expect(clippy::too_many_arguments, reason = "what it reads, named at the only call")]
     pub(crate) fn flush(
         &mut self,
         log: &Log,
         upto: LogIndex,
+        durable: PersistSeq,
         max_bytes: usize,
         now: Micros,
         next_fetch: &mut FetchId,
         out: &mut Effects,
     ) {
+        if let Some((seq, at)) = self.adopt {
+            if seq <= durable && self.batches.len() < MAX_BATCHES {
+                self.adopt = None;
+                self.sent = at.index;
+                self.batches.push_back(at.index);
+                out.push(Effect::AdoptSnapshot { at });
+            }
+            return;
+        }
         if self.sent >= upto || self.batches.len() >= MAX_BATCHES {
             return;
         }

@@ -11,8 +11,15 @@ use rand_pcg::{Pcg32, rand_core::Rng as _};
 use crate::mutants::{Mutant, is_active};
 use crate::{
     Ballot, Body, Config, Counters, Effect, Effects, Entry, FatalError, FetchId, LogIndex, LogPos,
-    Membership, Micros, NodeId, Outcome, PersistSeq, Recovered, Reject, Term, Ticket, WriteOp,
-    apply::Apply, codec::encoded_len, log::Log, outbox::Outbox, unapplied::Unapplied,
+    Membership, Micros, NodeId, Outcome, PersistSeq, Recovered, Reject, SnapshotMeta, Term, Ticket,
+    WriteOp,
+    apply::Apply,
+    codec::encoded_len,
+    log::Log,
+    outbox::Outbox,
+    sizes::Sizes,
+    snapshot::{Receiver, granule},
+    unapplied::Unapplied,
     writer::Writer,
 };
 
@@ -38,6 +45,13 @@ pub(crate) struct Common {
     written: LogIndex,
     /// The next write has to cut the log here first.
     truncate_from: Option<LogIndex>,
+    /// The next write has to replace the log by this first.
+    install: Option<(FetchId, SnapshotMeta)>,
+    pub(crate) receiver: Receiver,
+    /// What all entries take, for cutting the log.
+    pub(crate) sizes: Sizes,
+    /// The state machine keeps everything up to here over a crash.
+    pub(crate) state_durable: LogIndex,
     pub(crate) commit: LogIndex,
     /// Where the committed membership stands that removed this node, once it knows.
     pub(crate) removed: Option<LogIndex>,
@@ -76,6 +90,15 @@ impl Common {
             writer: Writer::new(last),
             written: last,
             truncate_from: None,
+            install: None,
+            receiver: Receiver::default(),
+            sizes: Sizes::new(
+                recovered.base.index,
+                last,
+                recovered.log_bytes,
+                granule(config.compaction),
+            ),
+            state_durable: recovered.base.index,
             // What is applied was committed, whatever the hint remembers.
             commit: recovered.commit_hint.max(recovered.applied),
             removed: None,
@@ -161,7 +184,9 @@ impl Common {
     pub(crate) fn append_own(&mut self, body: Body) -> LogPos {
         let pos = LogPos { term: self.term(), index: self.log.last().index.next() };
         let entry = Entry { pos, body };
-        self.unapplied.appended(pos.index, encoded_len(&entry));
+        let bytes = encoded_len(&entry);
+        self.unapplied.appended(pos.index, bytes);
+        self.sizes.appended(pos.index, bytes);
         self.log.push(entry);
         pos
     }
@@ -171,6 +196,7 @@ impl Common {
         let first = self.log.last().index.next();
         let bytes = self.log.extend(entries);
         self.unapplied.appended(first, bytes);
+        self.sizes.appended(first, bytes);
     }
 
     /// Removes `from` and everything after it, in memory now and on disk with the next write.
@@ -183,6 +209,7 @@ impl Common {
         self.log.truncate(from);
         self.writer.overwrite(from);
         self.unapplied.truncated(from, self.apply.applied);
+        self.sizes.truncated(from);
         if from <= self.written {
             self.written = from.prev();
             self.truncate_from = Some(self.truncate_from.map_or(from, |earlier| earlier.min(from)));
@@ -224,6 +251,11 @@ impl Common {
         self.replies.push(Effect::Reply { ticket, outcome });
     }
 
+    /// Emits `effect` with the next flush, after everything that must be on disk or leave in order.
+    pub(crate) fn tell(&mut self, effect: Effect) {
+        self.replies.push(effect);
+    }
+
     pub(crate) fn reject(&mut self, ticket: Ticket, why: Reject) {
         self.reply(ticket, Outcome::Rejected(why));
     }
@@ -239,8 +271,21 @@ impl Common {
             .is_some_and(|at| at.after(self.config.persist_stall) < self.now)
     }
 
-    /// Gives out one write for everything that changed.
+    /// The log was replaced in memory by the snapshot of request `id`; on disk it is with the next write.
+    pub(crate) fn begin_install(&mut self, id: FetchId, meta: SnapshotMeta) {
+        self.truncate_from = None;
+        self.written = meta.pos.index;
+        self.install = Some((id, meta));
+    }
+
+    /// Gives out one write for everything that changed, and one before it if the log was replaced.
     pub(crate) fn flush_write(&mut self, out: &mut Effects) {
+        if let Some((id, meta)) = self.install.take() {
+            let seq = self.writer.issue(meta.pos.index, self.ballot_unwritten, self.now);
+            let ballot = core::mem::take(&mut self.ballot_unwritten).then_some(self.ballot);
+            self.apply.adopt_after(seq, meta.pos);
+            out.push(Effect::InstallSnapshot { seq, id, ballot, meta });
+        }
         let last = self.log.last().index;
         let has_entries = last > self.written;
         if !has_entries && !self.ballot_unwritten && self.truncate_from.is_none() {
@@ -277,6 +322,7 @@ impl Common {
         self.apply.flush(
             &self.log,
             upto,
+            self.writer.durable(),
             self.config.max_apply_bytes,
             self.now,
             &mut self.next_fetch,
@@ -335,9 +381,17 @@ impl Common {
             last.index
         );
         assert!(
-            self.log.first_in_memory() <= durable.next(),
+            self.log.first_in_memory() <= durable.max(self.log.base().index).next(),
             "memory begins at {}, but only {durable} is durable",
             self.log.first_in_memory()
+        );
+        let base = self.log.base().index;
+        assert!(
+            base <= self.commit && self.state_durable <= self.apply.applied.max(base),
+            "the log begins after {base}, {} is committed, {} kept, {} applied",
+            self.commit,
+            self.state_durable,
+            self.apply.applied
         );
         assert!(
             self.tickets.iter().is_sorted_by(|(a, _), (b, _)| a < b),

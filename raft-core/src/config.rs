@@ -4,6 +4,8 @@
 
 use core::time::Duration;
 
+use crate::Compaction;
+
 /// Timeouts and limits. The defaults suit a local network.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -43,6 +45,11 @@ pub struct Config {
     /// Limit on entries kept in memory; older ones are loaded by
     /// [`Effect::FetchLog`](crate::Effect::FetchLog). Entries that are not yet durable stay beyond it. 32 MiB.
     pub max_tail_bytes: usize,
+    /// How the log is cut below what the state machine keeps over a crash; `None` keeps all of it. With
+    /// it the driver has to know snapshots, since a peer may need what is gone: no
+    /// [`FetchSnapshot`](crate::Effect::FetchSnapshot), no [`InstallSnapshot`](crate::Effect::InstallSnapshot)
+    /// and no [`CompactLog`](crate::Effect::CompactLog) is ever emitted without. `None`.
+    pub compaction: Option<Compaction>,
 }
 
 impl Default for Config {
@@ -61,6 +68,7 @@ impl Default for Config {
             max_apply_bytes: 4 << 20,
             max_waiting_reads: 16 << 10,
             max_tail_bytes: 32 << 20,
+            compaction: None,
         }
     }
 }

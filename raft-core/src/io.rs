@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::{
     Ballot, ChangeError, Entry, Envelope, FetchId, LogIndex, LogPos, Membership, MembershipChange,
-    NodeId, PersistSeq, Term, Ticket,
+    NodeId, PersistSeq, SnapshotMeta, Term, Ticket,
 };
 
 /// Everything the core learns. Each is given to [`Raft::step`](crate::Raft::step) with the time.
@@ -58,12 +58,39 @@ pub enum Input {
         /// The last applied index.
         upto: LogIndex,
     },
+    /// The state machine keeps everything up to `upto` over any crash, without the log. Applied already.
+    StateDurable {
+        /// The last index kept.
+        upto: LogIndex,
+    },
     /// The answer to [`Effect::FetchLog`].
     Fetched {
         /// From the request.
         id: FetchId,
         /// Consecutive entries from the index asked for: at least one, and perhaps fewer than asked.
         result: Result<Arc<[Entry]>, FetchFailed>,
+    },
+    /// Of the snapshot asked for by [`Effect::FetchSnapshot`] it is known where it stands. May be left out;
+    /// it lets the leader cut its log up to there meanwhile.
+    SnapshotProgress {
+        /// From the request.
+        id: FetchId,
+        /// The last index it covers.
+        at: LogIndex,
+    },
+    /// That snapshot is here as a whole: verified, synced, beside the live state and not yet part of it.
+    /// [`Effect::InstallSnapshot`] or [`Effect::DiscardSnapshot`] says what becomes of it.
+    SnapshotStaged {
+        /// From the request.
+        id: FetchId,
+        /// What the one who made it says of it: [`Raft::snapshot_meta`](crate::Raft::snapshot_meta).
+        meta: SnapshotMeta,
+    },
+    /// That snapshot cannot be had now: the connection broke, nothing came for too long, it was damaged. What
+    /// came of it may be kept, to go on from there at the next request.
+    SnapshotFailed {
+        /// From the request.
+        id: FetchId,
     },
     /// The connection to a peer broke, or its queue was full and messages to it were dropped.
     PeerUnreachable(NodeId),
@@ -77,7 +104,7 @@ pub enum Input {
 /// Entries asked for could not be loaded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FetchFailed {
-    /// They are no longer in the log, or not yet on disk; asking again later may succeed.
+    /// They are no longer in the log, or not yet on disk, or the disk is busy; asking again later may succeed.
     Unavailable,
 }
 
@@ -126,6 +153,48 @@ pub enum Effect {
         hi: LogIndex,
         /// Limit on the sum of the bodies' lengths, in bytes.
         max_bytes: usize,
+    },
+    /// Entries up to `upto` are needed no more, here and as far as is known by peers: the log may begin
+    /// after any position up to there. In order with [`Effect::Persist`]; nothing is to be reported.
+    CompactLog {
+        /// The last position that may go.
+        upto: LogPos,
+    },
+    /// Fetch a snapshot that covers at least `at_least` from the driver of node `from`, while everything else
+    /// goes on: the most recent that it can make is best. A newer request replaces an older one. Report
+    /// [`Input::SnapshotStaged`] or [`Input::SnapshotFailed`].
+    FetchSnapshot {
+        /// Names the request.
+        id: FetchId,
+        /// The leader who offers it.
+        from: NodeId,
+        /// It has to cover this.
+        at_least: LogIndex,
+    },
+    /// The snapshot of request `id` is not wanted, or not any more. What has come of it may be removed.
+    DiscardSnapshot {
+        /// From the request.
+        id: FetchId,
+    },
+    /// Make it durable that the log is empty and begins after `meta.pos`, with the membership of `meta`:
+    /// one unit, in order with [`Effect::Persist`] and numbered with it, reported by [`Input::Persisted`].
+    /// The staged snapshot stays where it is until [`Effect::AdoptSnapshot`]. Who finds at the start that
+    /// the log begins after what the state machine holds adopts it then, before the core is started.
+    InstallSnapshot {
+        /// Its number in the stream.
+        seq: PersistSeq,
+        /// From the request.
+        id: FetchId,
+        /// The new ballot, if it changed; before the rest.
+        ballot: Option<Ballot>,
+        /// What the log begins with.
+        meta: SnapshotMeta,
+    },
+    /// The state machine has to become that of the staged snapshot, in order with [`Effect::Apply`]. The
+    /// log on disk begins after it already. Then report [`Input::Applied`].
+    AdoptSnapshot {
+        /// Where it stands.
+        at: LogPos,
     },
     /// The read named by `ticket` may be served once `index` is applied.
     ReadReady {

@@ -17,6 +17,9 @@
 //!  Applied, Fetched ►└──────────────────────────┘────────► ReadReady, Reply, Role, Removed, Fatal
 //! ```
 //!
+//! With [`Config::compaction`] also `StateDurable` in and `CompactLog` out, and what a snapshot needs:
+//! `FetchSnapshot`, `InstallSnapshot`, `AdoptSnapshot`, `DiscardSnapshot`.
+//!
 //! # The contract of whoever drives it
 //!
 //! 1. Perform [`Effect::Persist`] in the order emitted. Many may share one write and one sync. Report
@@ -60,9 +63,26 @@
 //! With two voters one can leave only while both answer: until the change is committed, the old
 //! majority needs both. If the one that leaves dies in between, nobody leads until it is back.
 //!
+//! # The log's beginning, and snapshots
+//!
+//! Without [`Config::compaction`] the log only grows. With it the driver says what its state machine
+//! keeps over a crash without the log ([`Input::StateDurable`]), and is told up to where the log may go
+//! ([`Effect::CompactLog`]); a window stays, and what a peer lacks as long as it is not too much. A
+//! follower that needs what is gone is offered a snapshot, and its driver told to fetch it
+//! ([`Effect::FetchSnapshot`]) from the leader's, by means of its own. Both drivers then have to
+//! * give out a checkpoint of the state machine as of some applied index, with what
+//!   [`Raft::snapshot_meta`] says of that index;
+//! * stage what is fetched beside the live state, go on where a broken transfer ended, give up one that
+//!   stands still ([`Input::SnapshotFailed`]; the next offer begins another), verify, sync, and only then
+//!   report [`Input::SnapshotStaged`];
+//! * perform [`Effect::InstallSnapshot`] in order with [`Effect::Persist`], and [`Effect::AdoptSnapshot`]
+//!   in order with [`Effect::Apply`]; at a start at which the log begins after what the state machine
+//!   holds, adopt what is staged before anything else.
+//!
+//! A crash anywhere leaves the old log and state or the new ones.
+//!
 //! # Left out
 //!
-//! The log only grows: it is not cut, and a node that lags far behind gets all of it, not a snapshot.
 //! There are no reads by lease. A node that lost a part of its log must not be started.
 //!
 //! # Example
@@ -137,6 +157,8 @@ mod raft;
 mod read_index;
 mod recovered;
 mod role;
+mod sizes;
+mod snapshot;
 mod status;
 mod types;
 mod unapplied;
@@ -152,6 +174,7 @@ pub use membership::{Membership, MembershipError, NodeInfo, Voters};
 pub use message::{Envelope, Message, VoteKind};
 pub use raft::Raft;
 pub use recovered::{Recovered, StartError};
+pub use snapshot::{Compaction, SnapshotMeta};
 pub use status::{Counters, FlowKind, PeerStatus, Status};
 pub use types::{
     Ballot, Body, Entry, FetchId, LogIndex, LogPos, Micros, NodeId, PersistSeq, ProbeId, ReadSeq,

@@ -1,6 +1,7 @@
 //! The replicated log as the core sees it: all terms, the newest entries, the memberships in it.
 //!
-//! Terms are kept for the whole log as runs, so that matching, conflict hints and the comparison of
+//! The log begins after `base`: at first before index 1, later wherever it was cut off or a snapshot was
+//! installed. Terms are kept for all of it as runs, so that matching, conflict hints and the comparison of
 //! votes never read storage. Entries are kept in blocks that are shared, never copied, with the
 //! writes, messages and applies made from them; old blocks leave memory and are loaded again with
 //! [`FetchLog`](crate::Effect::FetchLog).
@@ -20,7 +21,9 @@
 
 use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 
-use crate::{Body, Entry, LogIndex, LogPos, Membership, Recovered, Term, codec::encoded_len};
+use crate::{
+    Body, Entry, LogIndex, LogPos, Membership, Recovered, SnapshotMeta, Term, codec::encoded_len,
+};
 
 /// What a block costs besides its entries; keeps many small blocks from hiding behind few bytes.
 const BLOCK_OVERHEAD_BYTES: usize = 64;
@@ -75,6 +78,11 @@ impl Log {
             memberships: recovered.memberships.clone(),
             unknown: Arc::new(Membership::unknown()),
         }
+    }
+
+    /// The position before the first entry.
+    pub(crate) const fn base(&self) -> LogPos {
+        self.base
     }
 
     pub(crate) const fn last(&self) -> LogPos {
@@ -191,6 +199,43 @@ impl Log {
         self.last = LogPos { term, index: from.prev() };
     }
 
+    /// Forgets `base` and everything before it. It is in the log, or is where it ends.
+    pub(crate) fn cut(&mut self, base: LogPos) {
+        assert!(
+            base.index >= self.base.index && self.position(base.index) == Some(base),
+            "cannot begin after {base:?}: the log holds {} to {}",
+            self.base.index.next(),
+            self.last.index
+        );
+        let first = base.index.next();
+        let gone = self.runs.partition_point(|run| run.index <= first);
+        self.runs.drain(..gone.saturating_sub(1));
+        if base == self.last {
+            self.runs.clear();
+        } else if let Some(run) = self.runs.first_mut() {
+            run.index = run.index.max(first);
+        }
+        let known = self.memberships.partition_point(|(at, _)| *at <= base.index);
+        self.memberships.drain(..known.saturating_sub(1));
+        self.base = base;
+        while self.blocks.front().is_some_and(|block| block.last() <= base.index)
+            && let Some(block) = self.blocks.pop_front()
+        {
+            self.tail_bytes -= block.bytes + BLOCK_OVERHEAD_BYTES;
+        }
+    }
+
+    /// Becomes the empty log after a snapshot.
+    pub(crate) fn reset(&mut self, snapshot: &SnapshotMeta) {
+        (self.base, self.last) = (snapshot.pos, snapshot.pos);
+        self.runs.clear();
+        self.blocks.clear();
+        self.fresh.clear();
+        (self.fresh_bytes, self.tail_bytes) = (0, 0);
+        let membership = Arc::clone(&snapshot.membership);
+        self.memberships = Vec::from([(snapshot.membership_at, membership)]);
+    }
+
     /// The first index whose entry is in memory; one after the last if none is.
     pub(crate) fn first_in_memory(&self) -> LogIndex {
         let first = self.blocks.front().map(|block| block.first);
@@ -285,8 +330,15 @@ impl Log {
         let mut expected = self.first_in_memory();
         let mut bytes = self.blocks.len() * BLOCK_OVERHEAD_BYTES;
         let first = expected;
-        let mut memberships = self.memberships.iter().filter(|(at, _)| *at >= first);
+        let base = self.base.index;
+        let mut memberships = self.memberships.iter().filter(|(at, _)| *at >= first && *at > base);
         for entry in in_memory {
+            // A block may begin with entries that the log has let go.
+            if entry.pos.index <= base {
+                bytes += encoded_len(entry);
+                expected = expected.next();
+                continue;
+            }
             assert!(
                 Some(entry.pos) == self.position(expected),
                 "entry {:?} stands at {expected}, of term {:?} by the runs",

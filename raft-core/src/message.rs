@@ -102,6 +102,16 @@ pub enum Message {
         /// A committed membership without it stands here in the log.
         at: LogIndex,
     },
+    /// Leader to follower: what you need next is not in my log any more; fetch a snapshot.
+    SnapshotOffer {
+        /// The position before the first entry of the leader's log: the snapshot has to cover it.
+        at: LogPos,
+    },
+    /// Follower to leader: a snapshot is being fetched.
+    SnapshotUnderWay {
+        /// The last index it covers; 0 while that is not known.
+        at: LogIndex,
+    },
 }
 
 /// Why a vote is asked for.

@@ -6,6 +6,10 @@
 //!   │ Probe │    one message, then wait              │ Replicate │  a window of messages and bytes
 //!   └───────┘ ◄───────────────────────────────────── └───────────┘
 //!             rejection of a message in the window, or the peer is unreachable
+//!
+//!   ┌──────────┐  what it needs next was cut off: from either, until its answers show that it has
+//!   │ Snapshot │  what is needed before the log begins, whichever way it got that
+//!   └──────────┘
 //! ```
 //!
 //! Every message has a [`ProbeId`]. A rejection counts only if it answers the probe that is awaited
@@ -22,7 +26,10 @@ use alloc::{collections::VecDeque, sync::Arc};
 use core::time::Duration;
 
 use crate::mutants::{Mutant, is_active};
-use crate::{Entry, FetchId, FlowKind, LogIndex, Micros, NodeId, PeerStatus, ProbeId, ReadSeq};
+use crate::{
+    Entry, FetchId, FlowKind, LogIndex, Micros, NodeId, PeerStatus, ProbeId, ReadSeq,
+    snapshot::Offer,
+};
 
 /// A peer in the eyes of its leader.
 #[derive(Debug)]
@@ -66,6 +73,8 @@ pub(crate) enum Flow {
     Probe(Probe),
     /// Optimistically, within a window.
     Replicate(Replicate),
+    /// Not at all, since what it needs is no longer in the log.
+    Snapshot(Offer),
 }
 
 /// The search for the last common entry.
@@ -169,24 +178,19 @@ impl Progress {
         match &self.flow {
             Flow::Probe(probe) => probe.next,
             Flow::Replicate(window) => window.next,
+            Flow::Snapshot(_) => self.matched.next(),
         }
     }
 
-    /// The peer's log is equal up to `matched`, durably; it answered a message sent at `echo`.
-    pub(crate) fn on_ok(&mut self, matched: LogIndex, echo: Micros, now: Micros) {
+    /// The peer's log is equal up to `matched`, durably; it answered a message sent at `echo`. The leader's
+    /// log begins after `base`.
+    pub(crate) fn on_ok(&mut self, matched: LogIndex, echo: Micros, base: LogIndex, now: Micros) {
         self.matched = self.matched.max(matched);
         let matched = self.matched;
         match &mut self.flow {
             Flow::Probe(probe) => {
                 if matched.next() >= probe.next {
-                    self.flow = Flow::Replicate(Replicate {
-                        next: matched.next(),
-                        inflight: VecDeque::new(),
-                        inflight_bytes: 0,
-                        check: None,
-                        check_due: false,
-                        check_after: now,
-                    });
+                    self.flow = Flow::Replicate(Replicate::after(matched, now));
                 } else {
                     probe.repeat_if_lost(echo);
                 }
@@ -201,6 +205,32 @@ impl Progress {
                 window.next = window.next.max(matched.next());
                 window.check_if_lost(echo, now);
             }
+            // Whatever it was offered or fetched: the log will do again.
+            Flow::Snapshot(_) if matched >= base => {
+                self.flow = Flow::Replicate(Replicate::after(matched, now));
+            }
+            Flow::Snapshot(_) => {}
+        }
+    }
+
+    /// What it needs next is gone if the log begins after `base`: it is offered a snapshot.
+    pub(crate) fn offer_if_behind(&mut self, base: LogIndex) {
+        if self.next() <= base && !matches!(self.flow, Flow::Snapshot(_)) {
+            self.flow = Flow::Snapshot(Offer::new());
+            self.fetch = Fetch::Idle;
+            self.sent_commit = LogIndex(0);
+        }
+        // What was asked for before the log was cut comes from a place that is no longer in it.
+        if matches!(self.fetch, Fetch::Loading { lo, .. } if lo <= base) {
+            self.fetch = Fetch::Idle;
+        }
+    }
+
+    /// Up to here the peer needs no entries of a log that begins after `base`.
+    pub(crate) fn holds(&self, base: LogIndex) -> LogIndex {
+        match &self.flow {
+            Flow::Probe(_) | Flow::Replicate(_) => self.matched,
+            Flow::Snapshot(offer) => offer.under_way.max(base),
         }
     }
 
@@ -227,16 +257,21 @@ impl Progress {
                     self.sent_commit = LogIndex(0);
                 }
             }
+            Flow::Snapshot(_) => {}
         }
     }
 
     /// Messages to the peer are being dropped. Nothing is sent but heartbeats until it answers one.
     pub(crate) fn on_unreachable(&mut self, now: Micros) {
         let next = match &self.flow {
-            Flow::Probe(probe) => probe.next,
-            Flow::Replicate(_) => self.matched.next(),
+            Flow::Probe(probe) => Some(probe.next),
+            Flow::Replicate(_) => Some(self.matched.next()),
+            // Offers go on: the snapshot comes another way, and perhaps is not hindered.
+            Flow::Snapshot(_) => None,
         };
-        self.flow = Flow::Probe(Probe { next, awaited: Some((None, now)), bare: true });
+        if let Some(next) = next {
+            self.flow = Flow::Probe(Probe { next, awaited: Some((None, now)), bare: true });
+        }
         self.sent_commit = LogIndex(0);
         self.catch_up.short_rounds = 0;
     }
@@ -256,6 +291,7 @@ impl Progress {
             Flow::Replicate(window) => {
                 (FlowKind::Replicate, window.inflight.len(), window.inflight_bytes)
             }
+            Flow::Snapshot(_) => (FlowKind::Snapshot, 0, 0),
         };
         PeerStatus {
             id: self.id,
@@ -312,6 +348,18 @@ impl Probe {
 }
 
 impl Replicate {
+    /// An empty window after `matched`.
+    const fn after(matched: LogIndex, now: Micros) -> Self {
+        Self {
+            next: matched.next(),
+            inflight: VecDeque::new(),
+            inflight_bytes: 0,
+            check: None,
+            check_due: false,
+            check_after: now,
+        }
+    }
+
     /// Whether one more message may leave.
     pub(crate) fn has_room(&self, max_messages: usize, max_bytes: usize) -> bool {
         self.inflight.len() < max_messages

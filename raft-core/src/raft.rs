@@ -107,7 +107,18 @@ impl Raft {
                 let (applied, last) = (self.common.apply.applied, self.common.log.last().index);
                 self.common.unapplied.applied(applied, last);
             }
+            Input::StateDurable { upto } => {
+                let applied = self.common.apply.applied;
+                assert!(
+                    upto <= applied,
+                    "{upto} is reported as kept, but only {applied} is applied"
+                );
+                self.common.state_durable = self.common.state_durable.max(upto);
+            }
             Input::Fetched { id, result } => self.on_fetched(id, result),
+            Input::SnapshotProgress { id, at } => self.common.on_snapshot_progress(id, at),
+            Input::SnapshotStaged { id, meta } => self.on_snapshot_staged(id, meta),
+            Input::SnapshotFailed { id } => self.common.on_snapshot_failed(id),
             Input::PeerUnreachable(id) => {
                 if let Role::Leader(leader) = &mut self.role {
                     leader.on_unreachable(&self.common, id);
@@ -130,6 +141,7 @@ impl Raft {
             self.advance_leader();
             self.common.log.seal();
             self.common.flush_write(out);
+            self.flush_compaction(out);
             match &mut self.role {
                 Role::Leader(leader) => leader.flush(&mut self.common, out),
                 Role::Follower(follower) => follower.flush(&mut self.common),
@@ -137,6 +149,7 @@ impl Raft {
             }
             self.common.outbox.flush(self.common.ballot, &self.common.writer, out);
         }
+        self.common.end_needless_reception();
         self.common.flush_replies(out);
         if !matches!(self.role, Role::Halted) {
             self.common.flush_apply(out);
@@ -183,6 +196,7 @@ impl Raft {
             role: self.role.kind(),
             ballot: common.ballot,
             leader: self.leader(),
+            base: common.log.base(),
             last: common.log.last(),
             durable: common.writer.durable_index(),
             commit: common.commit,
@@ -284,6 +298,25 @@ impl Raft {
                 }
             }
             Message::Removed { at } => self.on_removed(at),
+            Message::SnapshotOffer { at } => self.on_snapshot_offer(from, term, at),
+            Message::SnapshotUnderWay { at } => {
+                if let Role::Leader(leader) = &mut self.role
+                    && current
+                {
+                    leader.on_under_way(&mut self.common, from, at);
+                }
+            }
+        }
+    }
+
+    /// Lets go of the beginning of the log; a leader only of what its peers do not need.
+    fn flush_compaction(&mut self, out: &mut Effects) {
+        match &mut self.role {
+            Role::Leader(leader) => leader.flush_compaction(&mut self.common, out),
+            Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) => {
+                self.common.flush_compaction(None, out);
+            }
+            Role::Halted => {}
         }
     }
 

@@ -21,6 +21,9 @@ pub struct Recovered {
     pub applied: LogIndex,
     /// The encoded bytes of the entries above `applied` ([`codec::encoded_len`](crate::codec::encoded_len)).
     pub unapplied_bytes: usize,
+    /// About how many bytes all entries after `base` take. Only [`Config::compaction`](crate::Config::compaction)
+    /// looks at it.
+    pub log_bytes: u64,
     /// The memberships with the index of the entry that brought each, rising: the first is the one
     /// in force at `base`, the others stand in the log after it. May be empty in a log that begins at
     /// index 1: the node joins, and follows without ever standing for election until it received one.
@@ -39,6 +42,7 @@ impl Recovered {
             commit_hint: LogIndex(0),
             applied: LogIndex(0),
             unapplied_bytes: 0,
+            log_bytes: 0,
             memberships: Vec::from([(LogIndex(0), membership)]),
         }
     }
@@ -54,6 +58,7 @@ impl Recovered {
             commit_hint: LogIndex(0),
             applied: LogIndex(0),
             unapplied_bytes: 0,
+            log_bytes: 0,
             memberships: Vec::new(),
         }
     }

@@ -15,6 +15,8 @@ pub struct Status<'a> {
     pub ballot: Ballot,
     /// The leader of that term, if known.
     pub leader: Option<NodeId>,
+    /// The position before the first entry of its log.
+    pub base: LogPos,
     /// The last position in its log.
     pub last: LogPos,
     /// Up to here its log is on its disk.
@@ -75,6 +77,8 @@ pub enum FlowKind {
     Probe,
     /// As many as the window admits, without waiting for answers.
     Replicate,
+    /// Not at all: what it needs next is no longer in the log, and it is offered a snapshot.
+    Snapshot,
 }
 
 /// Events since the start.

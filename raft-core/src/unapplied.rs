@@ -56,6 +56,12 @@ impl Unapplied {
         self.forget_if_empty(applied, from.prev());
     }
 
+    /// The log is empty.
+    pub(crate) fn clear(&mut self) {
+        self.marks.clear();
+        self.applied = self.total;
+    }
+
     /// Everything up to `upto` is applied; the log ends at `last`.
     pub(crate) fn applied(&mut self, upto: LogIndex, last: LogIndex) {
         while let Some(&(next, before)) = self.marks.get(1)
@@ -74,8 +80,7 @@ impl Unapplied {
 
     fn forget_if_empty(&mut self, applied: LogIndex, last: LogIndex) {
         if applied >= last {
-            self.marks.clear();
-            self.applied = self.total;
+            self.clear();
         }
     }
 }

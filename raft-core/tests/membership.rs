@@ -375,7 +375,8 @@ fn leader_demotes_self_partitioned() {
 fn removed_leader_leads_again_while_its_removal_is_not_committed() {
     let base = voters(2);
     let joint = base.changed_by(&NodeChange::Remove(n(1)).into()).unwrap();
-    let mut second = Disk { log: log_of(&[1]), ballot: ballot(1), commit_hint: LogIndex(1) };
+    let mut second =
+        Disk { log: log_of(&[1]), ballot: ballot(1), commit_hint: LogIndex(1), ..Disk::default() };
     second.log.push(config_entry(1, 2, &joint));
     let mut first = Disk { commit_hint: LogIndex(2), ..second.clone() };
     first.log.push(config_entry(1, 3, &joint.leave_joint().unwrap()));

@@ -10,7 +10,7 @@ use raft_core::{
     Term, VoteKind, Voters,
 };
 
-use crate::cluster::{Cluster, Disk, End, log_of, node_id, slot, voters};
+use crate::cluster::{Cluster, Disk, End, Write, log_of, node_id, slot, voters};
 
 fn n(id: u64) -> NodeId {
     node_id(id)
@@ -22,7 +22,7 @@ fn pos(term: u64, index: u64) -> LogPos {
 
 fn disk(terms: &[u64], term: u64) -> Disk {
     let ballot = Ballot { term: Term(term), voted_for: None };
-    Disk { ballot, log: log_of(terms), commit_hint: LogIndex(0) }
+    Disk { ballot, log: log_of(terms), ..Disk::default() }
 }
 
 fn cluster_of(disks: Vec<Disk>) -> Cluster {
@@ -68,16 +68,8 @@ fn answers(cluster: &mut Cluster, from: u64) -> Vec<bool> {
         .network
         .iter()
         .filter(|it| it.from == n(from))
-        .filter_map(|it| match it.msg {
-            Message::VoteReply { granted, .. } => Some(granted),
-            Message::Append { .. }
-            | Message::AppendOk { .. }
-            | Message::AppendReject { .. }
-            | Message::Vote { .. }
-            | Message::ReadIndex { .. }
-            | Message::ReadIndexReply { .. }
-            | Message::TimeoutNow { .. }
-            | Message::Removed { .. } => None,
+        .filter_map(|it| {
+            if let Message::VoteReply { granted, .. } = it.msg { Some(granted) } else { None }
         })
         .collect();
     cluster.network.retain(|it| it.from != n(from));
@@ -235,7 +227,7 @@ fn follower_cuts_its_log_at_the_first_conflict_only() {
     assert_eq!(cluster.status(n(1)).last, pos(2, 4), "matching entries cut nothing");
     say(&mut cluster, 2, 1, 3, append(pos(1, 1), &entries[1..], 0));
     assert_eq!(cluster.status(n(1)).last, pos(3, 3));
-    let op = cluster.node(n(1)).writes.back().unwrap();
+    let Some(Write::Unit(op)) = cluster.node(n(1)).writes.back() else { panic!("no write") };
     assert_eq!((op.truncate_from, op.append.len()), (Some(LogIndex(3)), 1), "one unit does both");
 }
 

@@ -222,6 +222,8 @@ fn any_message() -> impl Strategy<Value = Message> {
         }),
         any_pos().prop_map(|at| Message::TimeoutNow { at }),
         any::<u64>().prop_map(|at| Message::Removed { at: LogIndex(at) }),
+        any_pos().prop_map(|at| Message::SnapshotOffer { at }),
+        any::<u64>().prop_map(|at| Message::SnapshotUnderWay { at: LogIndex(at) }),
     ]
 }
 
@@ -461,7 +463,9 @@ proptest! {
         messages in proptest::collection::vec((any_message(), 0..4_u64, 2..4_u64), 1..30),
         lead in any::<bool>(),
     ) {
-        let mut cluster = crate::cluster::Cluster::new(voters(3), &raft_core::Config::default(), 1);
+        let compaction = Some(raft_core::Compaction::default());
+        let config = raft_core::Config { compaction, ..raft_core::Config::default() };
+        let mut cluster = crate::cluster::Cluster::new(voters(3), &config, 1);
         if lead {
             cluster.timeout(node_id(1));
             cluster.settle();

@@ -570,6 +570,8 @@ fn kind(msg: &Message) -> &'static str {
         Message::ReadIndexReply { .. } => "read-index-reply",
         Message::TimeoutNow { .. } => "timeout-now",
         Message::Removed { .. } => "removed",
+        Message::SnapshotOffer { .. } => "snapshot-offer",
+        Message::SnapshotUnderWay { .. } => "snapshot-under-way",
     }
 }
 
@@ -629,7 +631,8 @@ fn tell(id: NodeId, effect: &Effect) -> String {
                 Message::ReadIndex { .. } => "asked".to_owned(),
                 Message::ReadIndexReply { index, .. } => format!("from {index}"),
                 Message::TimeoutNow { at } => format!("at {}/{}", at.term, at.index),
-                Message::Removed { at } => format!("at {at}"),
+                Message::Removed { at } | Message::SnapshotUnderWay { at } => format!("at {at}"),
+                Message::SnapshotOffer { at } => format!("at {}/{}", at.term, at.index),
             };
             format!("n{from} -> n{to} (term {term}): {} {body}", kind(msg))
         }
@@ -664,6 +667,18 @@ fn tell(id: NodeId, effect: &Effect) -> String {
             format!("n{id} uses another membership: {}", members(membership))
         }
         Effect::Removed { at } => format!("n{id} is removed, says the membership at {at}"),
+        Effect::CompactLog { upto } => format!("n{id} lets its log go up to {}", upto.index),
+        Effect::FetchSnapshot { from, at_least, .. } => {
+            format!("n{id} fetches a snapshot of at least {at_least} from n{from}")
+        }
+        Effect::DiscardSnapshot { .. } => format!("n{id} discards a snapshot"),
+        Effect::InstallSnapshot { seq, meta, .. } => {
+            format!(
+                "n{id} writes #{seq}: nothing but a snapshot at {}/{}",
+                meta.pos.term, meta.pos.index
+            )
+        }
+        Effect::AdoptSnapshot { at } => format!("n{id} adopts the snapshot at {}", at.index),
         Effect::Fatal(error) => format!("n{id} stops: {error}"),
     }
 }

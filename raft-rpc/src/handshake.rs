@@ -24,7 +24,7 @@ use tokio::{
 use crate::Io;
 
 /// The version of everything after the handshake. It rises with every change of the wire.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// The longest `Hello`, in bytes without its length.
 pub const HELLO_BYTES_MAX: usize = 4096;
 /// How long each side waits for the other's `Hello`.

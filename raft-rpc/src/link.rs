@@ -343,7 +343,9 @@ fn wire_bytes(envelope: &Envelope) -> usize {
         | Message::ReadIndex { .. }
         | Message::ReadIndexReply { .. }
         | Message::TimeoutNow { .. }
-        | Message::Removed { .. } => FIXED_BYTES,
+        | Message::Removed { .. }
+        | Message::SnapshotOffer { .. }
+        | Message::SnapshotUnderWay { .. } => FIXED_BYTES,
     }
 }
 

@@ -13,8 +13,8 @@ use raft_rpc::{
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[test]
-fn every_message_has_the_bytes_of_protocol_version_2() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v2.txt");
+fn every_message_has_the_bytes_of_protocol_version_3() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v3.txt");
     let mut found = String::new();
     for (name, bytes) in hellos() {
         writeln!(found, "{name}\n  {}", hex(&bytes)).expect("a string grows");

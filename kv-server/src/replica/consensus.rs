@@ -343,6 +343,12 @@ impl<W> Consensus<W> {
             Effect::MembershipEffective(membership) => self.membership = membership,
             Effect::Removed { at } => self.fail(ReplicaFailure::Removed { at }),
             Effect::Fatal(error) => self.fail(ReplicaFailure::Consensus(error)),
+            // Only a core that may cut its log says any of this, and this one keeps all of it.
+            Effect::CompactLog { .. }
+            | Effect::FetchSnapshot { .. }
+            | Effect::DiscardSnapshot { .. }
+            | Effect::InstallSnapshot { .. }
+            | Effect::AdoptSnapshot { .. } => {}
         }
     }
 

@@ -180,6 +180,8 @@ pub fn open<W>(
         commit_hint: state.commit_hint,
         applied: applied.index,
         unapplied_bytes: bytes_above(&reader, applied.index, state.last.index, config)?,
+        // The log is not cut, so nobody asks.
+        log_bytes: 0,
         memberships: state.memberships.clone(),
     };
     let raft_seed = boot_seed(seed, node_id, "election timeouts");

@@ -81,7 +81,9 @@ fn weight(message: &Envelope) -> usize {
         | Message::ReadIndex { .. }
         | Message::ReadIndexReply { .. }
         | Message::TimeoutNow { .. }
-        | Message::Removed { .. } => MESSAGE_BYTES,
+        | Message::Removed { .. }
+        | Message::SnapshotOffer { .. }
+        | Message::SnapshotUnderWay { .. } => MESSAGE_BYTES,
     }
 }
 

@@ -199,6 +199,16 @@ impl Raft {
             self.common.outbox.send_after_ballot(from, self.common.term(), msg);
             return;
         }
+        if !self.recognise_leader(from, term) {
+            return;
+        }
+        if let Err(error) = self.common.append_from_leader(append) {
+            self.halt(error);
+        }
+    }
+
+    /// A node says that it leads in `term`, which is this node's or a later one. `false` if that cannot be.
+    pub(crate) fn recognise_leader(&mut self, from: NodeId, term: Term) -> bool {
         let now = self.common.now;
         let known = match &mut self.role {
             Role::Follower(follower) if term == self.common.ballot.term => {
@@ -216,19 +226,17 @@ impl Raft {
             Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) | Role::Leader(_) => {
                 None
             }
-            Role::Halted => return,
+            Role::Halted => return false,
         };
         match known {
             None => self.become_follower(term, Some(from), Patience::Full),
             Some(id) if id == from => {}
             Some(one) => {
                 self.halt(FatalError::TwoLeaders { one, other: from, term });
-                return;
+                return false;
             }
         }
-        if let Err(error) = self.common.append_from_leader(append) {
-            self.halt(error);
-        }
+        true
     }
 }
 

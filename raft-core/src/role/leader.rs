@@ -160,8 +160,8 @@ impl Leader {
     pub(crate) fn on_ok(&mut self, common: &mut Common, answer: Answer, matched: LogIndex) {
         let possible = matched <= common.log.last().index;
         if let Some(peer) = self.answered(common, answer, possible) {
-            peer.on_ok(matched, answer.echo, common.now);
-            let (last, now) = (common.log.last().index, common.now);
+            let (base, last, now) = (common.log.base().index, common.log.last().index, common.now);
+            peer.on_ok(matched, answer.echo, base, now);
             peer.measure(last, now, common.config.election_min);
         }
     }
@@ -169,9 +169,40 @@ impl Leader {
     /// Takes a rejection: the peer's log may be equal up to `hint` at most.
     pub(crate) fn on_reject(&mut self, common: &mut Common, answer: Answer, hint: LogPos) {
         // By term, on both sides: one round trip for each term that differs, not for each entry.
-        let next = common.log.hint(hint).index.next();
+        // If they part before the log begins, no question about the log will tell where.
+        let begins_later = hint.index < common.log.base().index;
+        let same = if begins_later { hint } else { common.log.hint(hint) };
+        let next = same.index.next();
         if let Some(peer) = self.answered(common, answer, true) {
             peer.on_reject(answer.probe, next, answer.echo);
+        }
+    }
+
+    /// Takes it that a peer is fetching the snapshot it was offered, which covers `at`.
+    pub(crate) fn on_under_way(&mut self, common: &mut Common, from: NodeId, at: LogIndex) {
+        if at > common.commit {
+            common.counters.invalid_messages += 1;
+        } else if let Some(peer) = self.peers.iter_mut().find(|peer| peer.id == from)
+            && let Flow::Snapshot(offer) = &mut peer.flow
+        {
+            offer.under_way = at;
+        }
+    }
+
+    /// Lets go of the beginning of the log, as far as no peer needs it that lacks little.
+    pub(crate) fn flush_compaction(&mut self, common: &mut Common, out: &mut Effects) {
+        let Some(limits) = common.config.compaction else { return };
+        if common.commit < self.first_own {
+            // Hardly anybody has said yet what it has.
+            return;
+        }
+        let base = common.log.base().index;
+        let held = self.peers.iter().map(|peer| peer.holds(base));
+        let needed = held.filter(|at| common.sizes.above(*at) <= limits.lag_bytes_max).min();
+        common.flush_compaction(needed, out);
+        let base = common.log.base().index;
+        for peer in &mut self.peers {
+            peer.offer_if_behind(base);
         }
     }
 
@@ -317,6 +348,9 @@ impl Leader {
         let read = self.reads.issued();
         let mut sender = Sender { read, last_probe: self.last_probe, out };
         for peer in &mut self.peers {
+            if let Flow::Snapshot(offer) = &mut peer.flow {
+                offer.due |= heartbeat;
+            }
             let mut spoken = sender.replicate(common, peer);
             let idle_commit = common.commit.min(peer.next().prev());
             if !spoken && wants_commit(peer, idle_commit) {
@@ -360,7 +394,8 @@ impl Leader {
     pub(crate) fn check_invariants(&self, common: &Common) {
         let last = common.log.last().index;
         assert!(
-            common.log.term_at(self.first_own) == Some(common.term()),
+            self.first_own <= common.log.base().index
+                || common.log.term_at(self.first_own) == Some(common.term()),
             "the first own entry {} has the term {:?}",
             self.first_own,
             common.log.term_at(self.first_own)
@@ -387,7 +422,7 @@ impl Leader {
 fn wants_commit(peer: &Progress, commit: LogIndex) -> bool {
     match &peer.flow {
         Flow::Replicate(window) => window.inflight.is_empty() && peer.sent_commit < commit,
-        Flow::Probe(_) => false,
+        Flow::Probe(_) | Flow::Snapshot(_) => false,
     }
 }
 
@@ -406,6 +441,16 @@ impl Sender<'_> {
         let (max_bytes, max_messages) = (config.max_append_bytes, config.max_inflight_messages);
         let max_inflight_bytes = config.max_inflight_bytes;
         let mut spoken = false;
+        peer.offer_if_behind(common.log.base().index);
+        if let Flow::Snapshot(offer) = &mut peer.flow {
+            if core::mem::take(&mut offer.due) {
+                let msg = Message::SnapshotOffer { at: common.log.base() };
+                let (from, to, term) = (common.id, peer.id, common.term());
+                self.out.push(Effect::Send(Envelope { from, to, term, msg }));
+            }
+            // It is no append: heartbeats are still due.
+            return false;
+        }
         if let Flow::Probe(probe) = &peer.flow {
             if probe.awaited.is_some() {
                 return false;

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use raft_core::{
     Body, Effect, Entry, Envelope, LogIndex, LogPos, Membership, Message, NodeId, Outcome,
-    RoleKind, Term, Ticket, VoteKind,
+    RoleKind, SnapshotMeta, Term, Ticket, VoteKind,
 };
 
 use super::{Node, at, slot};
@@ -67,6 +67,10 @@ pub(crate) struct Tally {
     pub(crate) done: usize,
     /// Joint memberships that were committed.
     pub(crate) joint: usize,
+    /// Logs whose beginning was let go.
+    pub(crate) compactions: usize,
+    pub(crate) installed: usize,
+    pub(crate) discarded: usize,
 }
 
 impl Tally {
@@ -82,6 +86,9 @@ impl Tally {
         self.crashed += other.crashed;
         self.done += other.done;
         self.joint += other.joint;
+        self.compactions += other.compactions;
+        self.installed += other.installed;
+        self.discarded += other.discarded;
     }
 }
 
@@ -102,6 +109,26 @@ impl Checks {
             self.entries.entry(entry.pos).or_insert_with(|| (entry.clone(), before));
             before = entry.pos.term;
         }
+    }
+
+    /// A snapshot is made: what is in it is committed, and its membership is the last one in that (I19).
+    pub(crate) fn on_snapshot(&self, meta: &SnapshotMeta, content: &[Entry]) {
+        let upto = at(meta.pos.index);
+        assert!(
+            content.len() == upto && self.committed.get(..upto) == Some(content),
+            "I19: the snapshot at {:?} is not what is committed",
+            meta.pos
+        );
+        let brought = content.iter().rev().find_map(|entry| match &entry.body {
+            Body::Config(membership) => Some((entry.pos.index, membership)),
+            Body::Noop | Body::Command(_) => None,
+        });
+        let says = (meta.membership_at, &meta.membership);
+        assert!(
+            brought.map_or(says.0 == LogIndex(0), |brought| brought == says),
+            "I14: the snapshot at {:?} says {says:?}, its entries {brought:?}",
+            meta.pos
+        );
     }
 
     pub(crate) fn on_start(&mut self, id: NodeId) {
@@ -167,8 +194,7 @@ impl Checks {
             }
             Effect::Send(envelope) => self.on_send(nodes, id, envelope),
             Effect::Apply(entries) => {
-                let queued = node.to_apply.iter().map(|batch| batch.len()).sum::<usize>();
-                let before = LogIndex((node.state.len() + queued) as u64);
+                let before = node.handed_over();
                 assert!(
                     entries.first().map(|entry| entry.pos.index) == Some(before.next()),
                     "I21: {id} applies {:?} after {before}",
@@ -214,12 +240,43 @@ impl Checks {
             Effect::FetchLog { lo, hi, .. } => {
                 self.tally.loads += 1;
                 assert!(
-                    lo <= hi && at(*hi) <= node.disk.log.len(),
+                    lo <= hi && at(*hi) <= node.disk.log.len() && *lo > node.disk.base.index,
                     "{id} fetches {lo} to {hi}, its disk ends at {}",
                     node.disk.log.len()
                 );
             }
-            Effect::Role(_)
+            Effect::CompactLog { upto } => {
+                self.tally.compactions += 1;
+                let kept = LogIndex(node.state_durable as u64);
+                assert!(
+                    upto.index <= kept
+                        && self.committed.get(at(upto.index) - 1).is_some_and(|it| it.pos == *upto),
+                    "I11: {id} cuts its log at {upto:?}, its state is kept up to {kept}"
+                );
+            }
+            Effect::InstallSnapshot { meta, .. } => {
+                self.tally.installed += 1;
+                let staged = node.staged.as_deref().expect("what is installed is here");
+                assert!(
+                    staged.last().map(|entry| entry.pos) == Some(meta.pos)
+                        && meta.pos.index > self.seen[&id].commit,
+                    "{id} installs {meta:?} with {:?} at {:?}",
+                    staged.last(),
+                    self.seen[&id]
+                );
+            }
+            Effect::AdoptSnapshot { at } => {
+                assert!(
+                    node.disk.base == *at
+                        && *at >= LogPos::default()
+                        && node.handed_over() < at.index,
+                    "{id} adopts {at:?}, its log begins after {:?}",
+                    node.disk.base
+                );
+            }
+            Effect::DiscardSnapshot { .. } => self.tally.discarded += 1,
+            Effect::FetchSnapshot { .. }
+            | Effect::Role(_)
             | Effect::MembershipEffective(_)
             | Effect::Fatal(_)
             | Effect::Removed { .. } => {}
@@ -284,7 +341,12 @@ impl Checks {
                     envelope.to
                 );
             }
-            Message::AppendReject { .. }
+            Message::SnapshotOffer { at: base } => {
+                let known = self.committed.get(at(base.index) - 1).map(|entry| entry.pos);
+                assert!(known == Some(*base), "{id} offers a snapshot at {base:?}: {known:?}");
+            }
+            Message::SnapshotUnderWay { .. }
+            | Message::AppendReject { .. }
             | Message::Vote { kind: VoteKind::Pre, .. }
             | Message::VoteReply { .. }
             | Message::ReadIndex { .. }
@@ -378,7 +440,7 @@ impl Checks {
             Body::Noop | Body::Command(_) => None,
         });
         let unknown = Membership::unknown();
-        let expected = from_log.or(node.first_membership.as_ref()).map_or(&unknown, AsRef::as_ref);
+        let expected = from_log.or(node.membership_before_log()).map_or(&unknown, AsRef::as_ref);
         assert!(
             status.membership == expected,
             "I14: {id} uses {:?}, its log says {from_log:?}",

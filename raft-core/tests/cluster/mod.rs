@@ -5,6 +5,7 @@
 //! the [`Checks`] look at all nodes and all disks.
 
 mod checks;
+mod storage;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -14,31 +15,11 @@ use std::{
 use bytes::Bytes;
 pub(crate) use checks::{Checks, End, Tally};
 use raft_core::{
-    Ballot, Body, Config, Effect, Effects, Entry, Envelope, FatalError, FetchFailed, FetchId,
-    Input, LogIndex, LogPos, Membership, MembershipChange, Micros, NodeId, NodeInfo, PersistSeq,
-    Raft, Recovered, RoleChange, RoleKind, Status, Term, Ticket, WriteOp, codec,
+    Body, Config, Effect, Effects, Entry, Envelope, FatalError, FetchFailed, FetchId, Input,
+    LogIndex, LogPos, Membership, MembershipChange, Micros, NodeId, NodeInfo, PersistSeq, Raft,
+    Recovered, RoleChange, RoleKind, Status, Term, Ticket, codec,
 };
-
-/// What survives a crash.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Disk {
-    pub(crate) ballot: Ballot,
-    pub(crate) log: Vec<Entry>,
-    pub(crate) commit_hint: LogIndex,
-}
-
-impl Disk {
-    fn write(&mut self, op: &WriteOp) {
-        if let Some(ballot) = op.ballot {
-            self.ballot = ballot;
-        }
-        if let Some(from) = op.truncate_from {
-            self.log.truncate(at(from) - 1);
-        }
-        self.log.extend(op.append.iter().cloned());
-        self.commit_hint = self.commit_hint.max(op.commit_hint);
-    }
-}
+pub(crate) use storage::{Disk, Fetching, Job, Write};
 
 /// One node: the core and everything its driver owns.
 #[derive(Debug)]
@@ -50,15 +31,19 @@ pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) disk: Disk,
     /// Given out, not durable.
-    pub(crate) writes: VecDeque<WriteOp>,
+    pub(crate) writes: VecDeque<Write>,
     /// The log with all writes given out.
     pub(crate) written: Vec<Entry>,
-    pub(crate) to_apply: VecDeque<Arc<[Entry]>>,
+    pub(crate) to_apply: VecDeque<Job>,
     /// Every entry applied, from index 1.
     pub(crate) state: Vec<Entry>,
     /// The state machine keeps this many of them over a crash.
     pub(crate) state_durable: usize,
     pub(crate) fetches: VecDeque<(FetchId, LogIndex, LogIndex, usize)>,
+    /// The snapshot it fetches.
+    pub(crate) fetching: Option<Fetching>,
+    /// A whole snapshot beside the live state; it survives a crash.
+    pub(crate) staged: Option<Vec<Entry>>,
     pub(crate) boot: u64,
     pub(crate) fatal: Option<FatalError>,
     pub(crate) roles: Vec<RoleChange>,
@@ -86,11 +71,36 @@ impl Node {
             writes: VecDeque::new(),
             to_apply: VecDeque::new(),
             fetches: VecDeque::new(),
+            fetching: None,
+            staged: None,
             boot: 0,
             fatal: None,
             roles: Vec::new(),
             removed: None,
         }
+    }
+
+    /// The staged snapshot becomes the state.
+    fn adopt(&mut self) {
+        self.state = self.staged.take().expect("what the log begins after is staged");
+        self.state_durable = self.state.len();
+    }
+
+    /// Up to here entries were handed to the state machine.
+    fn handed_over(&self) -> LogIndex {
+        self.to_apply.iter().fold(LogIndex(self.state.len() as u64), |at, job| match job {
+            Job::Batch(entries) => LogIndex(at.0 + entries.len() as u64),
+            Job::Adopt(snapshot) => snapshot.index,
+        })
+    }
+
+    /// What it uses as membership while its log brought none.
+    fn membership_before_log(&self) -> Option<&Arc<Membership>> {
+        let installing = self.writes.iter().rev().find_map(|write| match write {
+            Write::Install { meta, .. } => Some(&meta.membership),
+            Write::Unit(_) | Write::Cut(_) => None,
+        });
+        installing.or(self.first_membership.as_ref())
     }
 }
 
@@ -262,20 +272,37 @@ impl Cluster {
                     node.written.truncate(at(from) - 1);
                 }
                 node.written.extend(op.append.iter().cloned());
-                node.writes.push_back(op);
+                node.writes.push_back(Write::Unit(op));
             }
             Effect::Send(envelope) => {
                 if !self.cut.contains(&(envelope.from, envelope.to)) {
                     self.network.push_back(envelope);
                 }
             }
-            Effect::Apply(entries) => node.to_apply.push_back(entries),
+            Effect::Apply(entries) => node.to_apply.push_back(Job::Batch(entries)),
             Effect::FetchLog { id, lo, hi, max_bytes, .. } => {
                 node.fetches.push_back((id, lo, hi, max_bytes));
             }
             Effect::Role(change) => node.roles.push(change),
             Effect::Fatal(error) => node.fatal = Some(error),
             Effect::Removed { at } => node.removed = Some(at),
+            Effect::CompactLog { upto } => node.writes.push_back(Write::Cut(upto)),
+            Effect::FetchSnapshot { id: fetch, from, at_least } => {
+                node.fetching = Some(Fetching { id: fetch, from, at_least, meta: None });
+                node.staged = None;
+            }
+            Effect::DiscardSnapshot { id: fetch } => {
+                if node.fetching.as_ref().is_none_or(|it| it.id == fetch) {
+                    node.fetching = None;
+                    node.staged = None;
+                }
+            }
+            Effect::InstallSnapshot { seq, ballot, meta, .. } => {
+                node.fetching = None;
+                node.written = node.staged.clone().expect("a snapshot is installed that is here");
+                node.writes.push_back(Write::Install { seq, ballot, meta });
+            }
+            Effect::AdoptSnapshot { at } => node.to_apply.push_back(Job::Adopt(at)),
             Effect::ReadReady { .. } | Effect::Reply { .. } | Effect::MembershipEffective(_) => {}
         }
     }
@@ -290,9 +317,17 @@ impl Cluster {
     fn write_disk(&mut self, id: NodeId, count: usize) -> Option<PersistSeq> {
         let node = &mut self.nodes[slot(id)];
         let mut upto = None;
-        for op in node.writes.drain(..count.min(node.writes.len())) {
-            node.disk.write(&op);
-            upto = Some(op.seq);
+        for write in node.writes.drain(..count.min(node.writes.len())) {
+            match &write {
+                Write::Unit(op) => node.disk.write(op),
+                Write::Cut(upto) => node.disk.base = *upto,
+                Write::Install { ballot, meta, .. } => {
+                    let staged = node.staged.clone().expect("it stays until it is adopted");
+                    node.disk.install(*ballot, meta, staged);
+                    node.first_membership.get_or_insert_with(|| Arc::clone(&meta.membership));
+                }
+            }
+            upto = write.seq().or(upto);
         }
         upto
     }
@@ -300,8 +335,11 @@ impl Cluster {
     /// Applies the oldest batch of a node and says so.
     pub(crate) fn apply(&mut self, id: NodeId) {
         let node = &mut self.nodes[slot(id)];
-        if let Some(entries) = node.to_apply.pop_front() {
-            node.state.extend(entries.iter().cloned());
+        if let Some(job) = node.to_apply.pop_front() {
+            match job {
+                Job::Batch(entries) => node.state.extend(entries.iter().cloned()),
+                Job::Adopt(_) => node.adopt(),
+            }
             let upto = LogIndex(node.state.len() as u64);
             self.input(id, Input::Applied { upto });
         }
@@ -313,7 +351,8 @@ impl Cluster {
         if let Some((fetch, lo, hi, max_bytes)) = node.fetches.pop_front() {
             let mut bytes = 0;
             // A leader that asked may have stepped down since, and its log been cut.
-            let wanted = node.disk.log.get(at(lo) - 1..).unwrap_or_default();
+            let is_there = lo > node.disk.base.index;
+            let wanted = node.disk.log.get(at(lo) - 1..).filter(|_| is_there).unwrap_or_default();
             let fits = |entry: &&Entry| {
                 bytes += codec::encoded_len(entry);
                 entry.pos.index == lo || (entry.pos.index <= hi && bytes <= max_bytes)
@@ -323,6 +362,48 @@ impl Cluster {
                 if entries.is_empty() { Err(FetchFailed::Unavailable) } else { Ok(entries) };
             self.input(id, Input::Fetched { id: fetch, result });
         }
+    }
+
+    /// Says that the state machine of a node keeps everything up to so many entries over a crash.
+    pub(crate) fn keep(&mut self, id: NodeId, entries: usize) {
+        self.nodes[slot(id)].state_durable = entries;
+        self.input(id, Input::StateDurable { upto: LogIndex(entries as u64) });
+    }
+
+    /// Goes on with the snapshot that a node fetches: finds out what there is, then has it all. Whether
+    /// anything was done.
+    pub(crate) fn fetch_snapshot(&mut self, id: NodeId) -> bool {
+        let Some(fetching) = self.node(id).fetching.clone() else { return false };
+        if self.node(id).staged.is_some() {
+            return false;
+        }
+        let fetch = fetching.id;
+        let source = self.node(fetching.from);
+        let links = [(id, fetching.from), (fetching.from, id)];
+        let raft = source.raft.as_ref().filter(|_| links.iter().all(|it| !self.cut.contains(it)));
+        let found = raft.and_then(|raft| raft.snapshot_meta(LogIndex(source.state.len() as u64)));
+        match found.filter(|meta| meta.pos.index >= fetching.at_least) {
+            Some(found) if fetching.meta.is_none() => {
+                let content = source.state.clone();
+                self.checks.on_snapshot(&found, &content);
+                let at = found.pos.index;
+                let meta = Some((found, content));
+                self.nodes[slot(id)].fetching = Some(Fetching { meta, ..fetching });
+                self.input(id, Input::SnapshotProgress { id: fetch, at });
+            }
+            // Nobody is there to give the rest, or has another by now; this one is as good.
+            Some(_) | None => match fetching.meta {
+                Some((meta, content)) if raft.is_some() => {
+                    self.nodes[slot(id)].staged = Some(content);
+                    self.input(id, Input::SnapshotStaged { id: fetch, meta });
+                }
+                Some(_) | None => {
+                    self.nodes[slot(id)].fetching = None;
+                    self.input(id, Input::SnapshotFailed { id: fetch });
+                }
+            },
+        }
+        true
     }
 
     /// Delivers a message. It is lost if the receiver is down or the link is cut by now.
@@ -342,7 +423,13 @@ impl Cluster {
         node.writes.clear();
         node.to_apply.clear();
         node.fetches.clear();
+        node.fetching = None;
         node.state.truncate(node.state_durable);
+        if node.disk.base.index.0 > node.state_durable as u64 {
+            // The log begins after a snapshot that was not adopted: that comes first.
+            node.adopt();
+        }
+        node.staged = None;
         node.written = node.disk.log.clone();
     }
 
@@ -350,25 +437,33 @@ impl Cluster {
     pub(crate) fn recovered(&self, id: NodeId) -> Recovered {
         let node = self.node(id);
         let log = &node.disk.log;
+        let base = node.disk.base;
         let mut terms: Vec<LogPos> = Vec::new();
         let first = node.first_membership.iter();
         let mut memberships: Vec<_> = first.map(|it| (LogIndex(0), Arc::clone(it))).collect();
         for entry in log {
+            if let Body::Config(membership) = &entry.body {
+                if entry.pos.index <= base.index {
+                    memberships.clear();
+                }
+                memberships.push((entry.pos.index, Arc::clone(membership)));
+            }
+            if entry.pos.index <= base.index {
+                continue;
+            }
             if terms.last().is_none_or(|run| run.term != entry.pos.term) {
                 terms.push(entry.pos);
-            }
-            if let Body::Config(membership) = &entry.body {
-                memberships.push((entry.pos.index, Arc::clone(membership)));
             }
         }
         Recovered {
             ballot: node.disk.ballot,
-            base: LogPos::default(),
+            base,
             terms,
             last: log.last().map_or(LogPos::default(), |entry| entry.pos),
             commit_hint: node.disk.commit_hint,
             applied: LogIndex(node.state.len() as u64),
             unapplied_bytes: log[node.state.len()..].iter().map(codec::encoded_len).sum(),
+            log_bytes: log[at(base.index)..].iter().map(|it| codec::encoded_len(it) as u64).sum(),
             memberships,
         }
     }
@@ -445,6 +540,7 @@ impl Cluster {
                 any = true;
                 self.apply(id);
             }
+            any |= self.fetch_snapshot(id);
         }
         for envelope in core::mem::take(&mut self.network) {
             any = true;

@@ -400,5 +400,7 @@ fn peer_messages() -> Vec<(&'static str, Message)> {
         ("transfer vote", Message::Vote { kind: VoteKind::Transfer, last: pos(7, 43) }),
         ("timeout now", Message::TimeoutNow { at: pos(7, 43) }),
         ("removed", Message::Removed { at: LogIndex(43) }),
+        ("snapshot offer", Message::SnapshotOffer { at: pos(7, 43) }),
+        ("snapshot under way", Message::SnapshotUnderWay { at: LogIndex(44) }),
     ]
 }

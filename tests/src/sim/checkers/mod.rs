@@ -423,7 +423,9 @@ impl Checkers {
             | Message::ReadIndex { .. }
             | Message::ReadIndexReply { .. }
             | Message::TimeoutNow { .. }
-            | Message::Removed { .. } => {}
+            | Message::Removed { .. }
+            | Message::SnapshotOffer { .. }
+            | Message::SnapshotUnderWay { .. } => {}
         }
         Ok(())
     }
