@@ -301,6 +301,7 @@ impl BlockCache {
 }
 
 /// Lookups of one kind of item, by those who keep what they read in the cache.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CacheLookups {
     /// Found.
@@ -310,6 +311,7 @@ pub struct CacheLookups {
 }
 
 /// What the block cache holds and did. What tables hold for themselves is not looked up here.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct CacheMetrics {

@@ -1,4 +1,4 @@
-//! What a store tells its owner as it happens: flushes, compactions, waits, damage.
+//! What a store tells its owner as it happens: flushes, compactions, waits, damage, new logs and manifests, copies.
 //!
 //! Events are for logs and alarms; what can be counted is in [`Metrics`](crate::Metrics). They never
 //! contain keys or values. This crate logs nothing by itself.
@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::store::Replaced;
 use crate::types::PartitionId;
 
 /// Takes the events of a store.
@@ -123,6 +124,47 @@ pub enum Event {
     SpaceBack {
         /// Bytes free.
         free: u64,
+    },
+    /// The store's own log goes on in a new segment, and what was written to it is visible.
+    LogRolled {
+        /// Number of the new segment.
+        segment: u64,
+    },
+    /// A new manifest with the whole state is in force: at the open of a store whose last manifest is not certain to
+    /// stay, and when the edits of the one in force outweigh what they lead to.
+    ManifestRolled {
+        /// Number of the new file.
+        file: u64,
+    },
+    /// A range of keys is what another copy has of it, see
+    /// [`Store::excise_and_ingest`](crate::Store::excise_and_ingest).
+    RangeReplaced {
+        /// Whose range.
+        partition: PartitionId,
+        /// What was done.
+        replaced: Replaced,
+        /// How long it took, with the wait for jobs under way.
+        took: Option<Duration>,
+    },
+    /// A checkpoint is complete and on disk.
+    CheckpointMade {
+        /// Its directory.
+        dir: PathBuf,
+        /// Index of the position that it holds everything up to.
+        position: u64,
+        /// Its tables.
+        tables: usize,
+        /// Their size in bytes: what it may cost in space once the store has replaced them.
+        bytes: u64,
+        /// How long it took.
+        took: Option<Duration>,
+    },
+    /// The copy of another store is in force, in the place of what was there.
+    Adopted {
+        /// Index of the position that it holds everything up to.
+        position: u64,
+        /// Its tables.
+        tables: usize,
     },
 }
 

@@ -18,6 +18,7 @@ const LARGEST: u64 = 1 << 32;
 const SIGNIFICANT_DIGITS: u8 = 2;
 
 /// Values recorded since the store was opened. The unit is that of the field that has the distribution.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Distribution {

@@ -16,6 +16,7 @@
 //! [`Metrics`](crate::Metrics) counts that.
 
 use std::cell::Cell;
+use std::time::Instant;
 
 /// What the calls inside [`measure`] did on this thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -41,6 +42,12 @@ pub struct OpCounters {
     pub versions_skipped: u64,
     /// Deletes that iterators passed.
     pub deletes_skipped: u64,
+    /// Nanoseconds in which blocks were read from files.
+    pub read_nanos: u64,
+    /// Nanoseconds in which files and directories were synced. A write whose batch another writer syncs has none.
+    pub sync_nanos: u64,
+    /// Nanoseconds in which a write waited for background work, delayed or standing still.
+    pub wait_nanos: u64,
 }
 
 /// A counter of [`OpCounters`].
@@ -56,6 +63,9 @@ pub(crate) enum Count {
     Seeks,
     VersionsSkipped,
     DeletesSkipped,
+    ReadNanos,
+    SyncNanos,
+    WaitNanos,
 }
 
 thread_local! {
@@ -75,6 +85,9 @@ impl OpCounters {
         seeks: 0,
         versions_skipped: 0,
         deletes_skipped: 0,
+        read_nanos: 0,
+        sync_nanos: 0,
+        wait_nanos: 0,
     };
 
     const fn field(&mut self, which: Count) -> &mut u64 {
@@ -89,6 +102,9 @@ impl OpCounters {
             Count::Seeks => &mut self.seeks,
             Count::VersionsSkipped => &mut self.versions_skipped,
             Count::DeletesSkipped => &mut self.deletes_skipped,
+            Count::ReadNanos => &mut self.read_nanos,
+            Count::SyncNanos => &mut self.sync_nanos,
+            Count::WaitNanos => &mut self.wait_nanos,
         }
     }
 }
@@ -127,6 +143,19 @@ pub(crate) fn count(which: Count, by: u64) {
     }
 }
 
+/// Does `work`; if anybody measures on this thread, its time is counted. Nobody asks the clock otherwise, so
+/// [`Executor::Inline`](crate::Executor::Inline) has none but for whoever wants to know.
+#[inline]
+pub(crate) fn time<T>(which: Count, work: impl FnOnce() -> T) -> T {
+    if !MEASURING.get() {
+        return work();
+    }
+    let since = Instant::now();
+    let result = work();
+    add(which, u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    result
+}
+
 #[cold]
 fn add(which: Count, by: u64) {
     let mut counters = COUNTERS.get();
@@ -148,6 +177,12 @@ mod tests {
             count(Count::Seeks, 1);
         });
         assert_eq!((outer.seeks, outer.bytes_read), (3, 0), "the outer call");
+        let since = Instant::now();
+        let (result, timed) = measure(|| time(Count::SyncNanos, || time(Count::ReadNanos, || 7)));
+        let longest = u64::try_from(since.elapsed().as_nanos()).expect("short");
+        assert_eq!((time(Count::WaitNanos, || 5), result), (5, 7), "what the work returned");
+        assert!(timed.read_nanos > 0 && timed.read_nanos <= timed.sync_nanos, "{timed:?}");
+        assert!(timed.sync_nanos <= longest && timed.wait_nanos == 0, "{timed:?} of {longest}");
         let ((), nothing) = measure(|| ());
         assert_eq!(nothing, OpCounters::default(), "nothing is left over");
     }

@@ -50,6 +50,7 @@ impl ReadCounts {
 }
 
 /// What lookups and iterators did since the store was opened. Compactions are not in it.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct ReadMetrics {

@@ -103,6 +103,14 @@ impl<'a> Op<'a> {
             Self::Put { key, .. } | Self::Delete { key } => key,
         }
     }
+
+    /// Bytes of key and value.
+    pub(crate) const fn bytes(&self) -> usize {
+        match self {
+            Self::Put { key, value } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
+    }
 }
 
 /// What a read found: the newest version at or below the sequence number read at.

@@ -161,5 +161,12 @@ fn bench_runs_what_is_named_and_leaves_nothing() {
         .collect();
     assert_eq!(names, ["fillrandom", "readrandom", "readrandom2", "readreverse"]);
     assert!(!at.exists(), "removed");
+    let arguments = ["bench", "--keys", "1000", "--metrics", "fillrandom", "-o"];
+    let json = lsmctl(&[&arguments[..], &["json", "--dir"]].concat(), &at);
+    let last = text(&json).lines().last().expect("lines").to_owned();
+    let last: serde_json::Value = serde_json::from_str(&last).expect("JSON");
+    assert!(last["metrics"]["user_bytes"].as_u64() > Some(100_000), "{last}");
+    let plain = lsmctl(&[&arguments[..], &["plain", "--dir"]].concat(), &at);
+    assert!(text(&plain).contains("\nbackground work\n"), "{plain:?}");
     assert_eq!(lsmctl(&["bench", "sort", "--dir"], &at).status.code(), Some(2), "no such workload");
 }

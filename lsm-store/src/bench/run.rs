@@ -144,6 +144,11 @@ impl<E: Engine> Bench<E> {
         Ok(row)
     }
 
+    /// The engine, after a workload.
+    pub const fn engine(&self) -> Option<&E> {
+        self.engine.as_ref()
+    }
+
     /// Closes the engine. The directory stays.
     ///
     /// # Errors

@@ -198,6 +198,41 @@ fn level_0_goes_first_once_it_is_twice_as_deep_as_its_trigger() {
 }
 
 #[test]
+fn many_runs_that_do_not_overlap_are_due_and_only_the_deepest_column_goes_before_they_merge() {
+    const KEYS: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    let with = |runs: usize| {
+        let runs = KEYS.iter().take(runs).zip(20..).map(|(k, n)| vec![table(n, 60, k, k)]);
+        shape(runs.collect(), [(6, vec![table(1, 100, "a", "b"), table(2, 100, "c", "z")])])
+    };
+    assert_eq!(pick_of(&with(7)), None, "half of them are not four");
+    let first = pick_of(&with(8)).expect("due");
+    assert_eq!((numbers(&first), first.output_level), (vec![(0, vec![20]), (6, vec![1])], 6));
+    let mut claims = Claims::default();
+    let ten = with(10);
+    let first = pick(&ten, &OPTIONS, 0, &claims).expect("due");
+    claims.take(first.claim(0));
+    let second = pick(&ten, &OPTIONS, 0, &claims).expect("nine are left");
+    assert_eq!(numbers(&second), [(0, (21..30).collect())], "not each by itself");
+}
+
+#[test]
+fn what_is_urgent_over_damage_is_merged_before_another_column_goes() {
+    let deep = |runs: u64| {
+        let mut runs: Vec<_> = (0..runs).map(|n| vec![table(20 + n, 500, "a", "c")]).collect();
+        for (n, run) in (0..4).zip(&mut runs) {
+            run.push(table(40 + n, 500, "x", "z"));
+        }
+        runs.push(vec![TableInfo { quarantined: true, ..table(30, 500, "a", "c") }]);
+        let l6 = vec![table(1, 50, "a", "c"), table(2, 50, "x", "z")];
+        pick_of(&shape(runs, [(6, l6)])).expect("due")
+    };
+    assert_eq!(numbers(&deep(7)), [(0, vec![40, 41, 42, 43]), (6, vec![2])], "not yet");
+    let urgent = deep(8);
+    assert_eq!((urgent.output_level, urgent.tables().count()), (0, 12), "into one run");
+    assert_eq!(urgent.method, Method::Level0 { epoch: 9 }, "of all above the damage");
+}
+
+#[test]
 fn where_a_column_is_held_or_damaged_the_next_one_goes() {
     let mut runs: Vec<_> = (0..5).map(|n| vec![table(20 + n, 500, "a", "c")]).collect();
     for (n, run) in (0..4).zip(&mut runs) {

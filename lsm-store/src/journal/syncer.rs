@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::record::{self, Meta, Place, kind, record_bytes};
 use super::recovery::TMP_DIR;
 use crate::error::{Error, IoContext, Result};
+use crate::perf::{self, Count};
 use crate::vfs::{Vfs, VfsFile};
 
 /// Syncs one segment's file.
@@ -98,7 +99,8 @@ impl Syncer {
         let mut before = self.before.lock();
         self.settle(&mut before)?;
         if self.synced() < upto {
-            self.remember(self.file.sync_data().context("sync", &self.path))?;
+            let synced = perf::time(Count::SyncNanos, || self.file.sync_data());
+            self.remember(synced.context("sync", &self.path))?;
             self.synced.store(upto, Ordering::Release);
         }
         Ok(())

@@ -33,6 +33,9 @@ pub(super) struct Asked {
     /// Compress with LZ4
     #[arg(long)]
     lz4: bool,
+    /// Print the store's metrics at the end, too
+    #[arg(long)]
+    metrics: bool,
     /// How to print: a table, or an object a line
     #[arg(short, long, default_value = "plain")]
     output: Format,
@@ -96,6 +99,15 @@ fn measure(asked: Asked) -> Outcome<()> {
         match asked.output {
             Format::Plain => println!("{}", row.line()),
             Format::Json => println!("{{{}}}", row.json_members()),
+        }
+    }
+    if asked.metrics
+        && let Some(engine) = bench.engine()
+    {
+        let metrics = engine.store().metrics();
+        match asked.output {
+            Format::Plain => print!("\n{metrics}"),
+            Format::Json => println!("{}", serde_json::json!({ "metrics": metrics })),
         }
     }
     bench.close()?;

@@ -19,6 +19,7 @@ use crate::journal::record::{self, Meta, Place};
 use crate::journal::scan::{Scanner, Step, settle_tail};
 use crate::manifest::edit::{self, Item};
 use crate::manifest::state::ManifestState;
+use crate::perf::{self, Count};
 use crate::types::FileNumber;
 use crate::vfs::{Vfs, VfsFile};
 
@@ -191,7 +192,7 @@ impl ManifestFile {
         end.extend_from_slice(&digester.finish().to_le_bytes());
         manifest.encode_record(&mut buf, KIND_SNAPSHOT_END, &end);
         manifest.file.write_all_at(&buf, 0).context("write", path)?;
-        manifest.file.sync_all().context("sync", path)?;
+        perf::time(Count::SyncNanos, || manifest.file.sync_all()).context("sync", path)?;
         manifest.durable_to = manifest.end;
         manifest.snapshot_end = manifest.end;
         manifest.write_note()?;
@@ -223,7 +224,7 @@ impl ManifestFile {
         let mut buf = Vec::new();
         self.encode_record(&mut buf, KIND_EDIT, &payload);
         self.file.write_all_at(&buf, at).context("write", &self.path)?;
-        self.file.sync_data().context("sync", &self.path)?;
+        perf::time(Count::SyncNanos, || self.file.sync_data()).context("sync", &self.path)?;
         self.durable_to = self.end;
         self.write_note()
     }
@@ -239,7 +240,7 @@ impl ManifestFile {
 
     /// Makes the last note durable.
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file.sync_data().context("sync", &self.path)
+        perf::time(Count::SyncNanos, || self.file.sync_data()).context("sync", &self.path)
     }
 
     /// Whether the edits outweigh the snapshot so far that a new manifest is due.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::checksum::Digester;
 use crate::error::{Error, IoContext, Result};
 use crate::internal_key::{InternalKey, Kind, SEQUENCE_BELOW_ALL, shortest_separator};
+use crate::perf::{self, Count};
 use crate::sstable::block_builder::BlockBuilder;
 use crate::sstable::filter;
 use crate::sstable::format::{
@@ -381,7 +382,7 @@ impl TableBuilder {
         self.write_buffer()?;
         assert_eq!(self.written, self.meta.len, "length of {} as written", self.path.display());
         self.meta.digest = self.digester.finish();
-        self.file.sync_all().context("sync", &self.path)?;
+        perf::time(Count::SyncNanos, || self.file.sync_all()).context("sync", &self.path)?;
         Ok(self.meta)
     }
 }

@@ -131,7 +131,7 @@ pub(crate) fn read_block_by(
     let whole = exclusive(&mut buffer);
     perf::count(Count::BlocksRead, 1);
     perf::count(Count::BytesRead, whole.len() as u64);
-    read(whole, handle.offset).map_err(|e| {
+    perf::time(Count::ReadNanos, || read(whole, handle.offset)).map_err(|e| {
         if e.kind() == ErrorKind::UnexpectedEof {
             corrupt("the file ends inside the block".to_owned())
         } else {

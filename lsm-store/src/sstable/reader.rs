@@ -210,6 +210,15 @@ impl Table {
         }
     }
 
+    /// Memory of what is kept of the table as long as it is open, beside what it holds of the cache's bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        let bounds = self.meta.smallest.user_key.len() + self.meta.largest.user_key.len();
+        let top: usize =
+            self.top.iter().map(|entry| size_of_val(entry) + entry.last_key.len()).sum();
+        let held = size_of_val(&*self.held);
+        (size_of::<Self>() + bounds + top + self.top_keys.weight() + held) as u64
+    }
+
     /// Says from now on to `reports` which blocks are damaged.
     pub(crate) fn reporting_to(mut self, reports: Arc<DamageReports>) -> Self {
         if let Some(reason) = &self.broken {

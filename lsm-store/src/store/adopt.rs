@@ -22,6 +22,7 @@ use std::sync::Arc;
 use crate::cache::BlockCache;
 use crate::checksum::Digester;
 use crate::error::{Error, IoContext, Result};
+use crate::events::Event;
 use crate::manifest::current::{Listing, parse_table, table_dir, table_path};
 use crate::manifest::file::Contents;
 use crate::manifest::state::ManifestState;
@@ -395,6 +396,10 @@ impl StagedSnapshot {
         }
         // If this fails the next opening does it.
         let _removed_later = remove_dir(&*self.vfs, &self.dir).is_err();
+        options.events.emit(|| Event::Adopted {
+            position: self.description.state.position.index,
+            tables: self.description.state.tables.len(),
+        });
         Ok(())
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Catalog {
     next: FileNumber,
     /// Mixed into every uid; with threads, entropy.
     uid_base: u128,
+    /// The manifest that was put in force since the listener was last told of one.
+    news: Option<FileNumber>,
     /// Names that could not be removed; the next open tries again.
     leftovers: usize,
 }
@@ -96,6 +98,7 @@ impl Catalog {
             number,
             next,
             uid_base,
+            news: None,
             leftovers: 0,
         };
         if !lasts {
@@ -110,6 +113,11 @@ impl Catalog {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A manifest that was put in force and that nobody was told of.
+    pub(crate) const fn take_news(&mut self) -> Option<FileNumber> {
+        self.news.take()
     }
 
     pub(crate) const fn leftovers(&self) -> usize {
@@ -164,6 +172,7 @@ impl Catalog {
         self.iteration += 1;
         self.number = number;
         self.leftovers = switch(&*self.vfs, &self.dir, self.iteration, number)?;
+        self.news = Some(number);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::checksum::{Digester, fold64};
 use crate::error::{Error, IoContext, Result};
+use crate::events::Event;
 use crate::manifest::current::{Listing, manifest_path, switch, table_dir, table_path};
 use crate::manifest::edit::{Item, PlacedTable};
 use crate::manifest::file::{Header, ManifestFile};
@@ -187,6 +188,7 @@ pub(crate) fn unknown_table(uid: u128) -> Error {
 impl Inner {
     /// Makes a checkpoint of what is in tables.
     pub(crate) fn checkpoint(&self, dir: &Path) -> Result<Checkpoint> {
+        let since = self.stopwatch();
         let mut catalog = self.catalog.lock();
         self.state.lock().check_writable()?;
         // A number is used up for the id, so that none is given twice.
@@ -208,10 +210,19 @@ impl Inner {
                 link_or_copy(&*self.vfs, table.path(), &to, table.meta())
             })
             .and_then(|()| complete(&self.vfs, dir, description));
-        made.inspect_err(|_| {
+        let made = made.inspect_err(|_| {
             let _as_far_as_possible = remove_dir(&*self.vfs, &table_dir(dir)).is_ok();
             let _as_far_as_possible = remove_dir(&*self.vfs, dir).is_ok();
-        })
+        })?;
+        let tables = &made.description.state.tables;
+        self.options.events.emit(|| Event::CheckpointMade {
+            dir: dir.to_path_buf(),
+            position: made.position().index,
+            tables: tables.len(),
+            bytes: tables.values().map(|placed| placed.meta.len).sum(),
+            took: since.map(|since| since.elapsed()),
+        });
+        Ok(made)
     }
 
     /// Whether the store is a copy that was never opened: then it has no log yet, and none is missing.

@@ -36,6 +36,7 @@ use crate::sstable::reader::Table;
 use crate::store::Store;
 use crate::store::inner::Inner;
 use crate::store::jobs::{COMPRESSED_FROM, STEP_BYTES};
+use crate::store::metrics::LevelWork;
 use crate::types::{FileNumber, PartitionId};
 
 /// A wait for the end of a job looks again after this.
@@ -85,7 +86,10 @@ impl Inner {
     /// The job failed and left no trace; it is due again, with fresh files. `Closed` if the store closed
     /// meanwhile.
     pub(crate) fn compact_once(&self) -> Result<bool> {
-        let Some(job) = self.begin_compaction() else { return Ok(false) };
+        let Some(job) = self.begin_compaction() else {
+            self.no_compaction_is_due();
+            return Ok(false);
+        };
         // There may be something for another thread, too.
         self.ring_compaction();
         self.drive(job).map(|()| true)
@@ -287,6 +291,9 @@ impl Inner {
         }));
         self.install(|_| items, &[], |_| {})?;
         self.counters.trivial_moves.add(1);
+        let moved = job.inputs.iter().map(|t| t.meta().len).sum();
+        let work = LevelWork { moved, ..LevelWork::default() };
+        self.counters.worked(job.partition, job.pick.output_level, work);
         self.tell(job, 0, 0, job.since.map(|since| since.elapsed()));
         Ok(())
     }
@@ -321,6 +328,8 @@ impl Inner {
         self.counters.compactions.add(1);
         self.counters.compaction_bytes_read.add(read);
         self.counters.compaction_bytes_written.add(written);
+        let work = LevelWork { read, written, ..LevelWork::default() };
+        self.counters.worked(job.partition, level, work);
         self.charge_compaction((read + written).saturating_sub(job.charged));
         let took = job.since.map(|since| since.elapsed());
         self.counters.compaction_micros.record_time(took);

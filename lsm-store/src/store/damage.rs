@@ -107,6 +107,7 @@ impl Inner {
         }
         let committed = catalog.commit(&items);
         drop(catalog);
+        self.tell_of_manifest();
         committed.inspect_err(|e| self.poison(e))
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, IoContext, Result};
+use crate::events::Event;
 use crate::manifest::current::table_path;
 use crate::manifest::edit::{Item, PlacedTable};
 use crate::options::{Executor, LEVELS};
@@ -77,6 +78,7 @@ impl Store {
             return Err(Error::InvalidArgument(format!("the copy does not fit: {mismatch}")));
         }
         self.check_partition(exported.range.partition)?;
+        let since = inner.stopwatch();
         // No run from here on, so nothing is written; then everything in tables, then no job.
         let target = {
             let mut state = inner.state.lock();
@@ -98,9 +100,16 @@ impl Store {
             inner.ring_compaction();
         }
         flushed?;
-        let _excluded = Excluded(inner);
+        let excluded = Excluded(inner);
         inner.check_ingest(staged, exported)?;
-        inner.replace_range(staged, &exported.range)
+        let replaced = inner.replace_range(staged, &exported.range)?;
+        drop(excluded);
+        inner.options.events.emit(|| Event::RangeReplaced {
+            partition: exported.range.partition,
+            replaced,
+            took: since.map(|since| since.elapsed()),
+        });
+        Ok(replaced)
     }
 
     fn flush_and_stop_jobs(&self, target: u64) -> Result<()> {

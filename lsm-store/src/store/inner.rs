@@ -36,6 +36,7 @@ use crate::manifest::state::ManifestState;
 use crate::manifest::version::Version;
 use crate::memtable::{FreezePoint, MemSet};
 use crate::options::{Executor, Options};
+use crate::perf::{self, Count};
 use crate::sstable::TableMeta;
 use crate::sstable::damage::DamageReports;
 use crate::sstable::reader::{Graveyard, Table};
@@ -303,7 +304,7 @@ impl Inner {
     /// `Io`; the store is then poisoned, because a second sync of the directory would prove nothing.
     pub(crate) fn sync_table_dir(&self) -> Result<()> {
         let dir = table_dir(&self.dir);
-        let synced = self.vfs.sync_dir(&dir).context("sync", &dir);
+        let synced = perf::time(Count::SyncNanos, || self.vfs.sync_dir(&dir)).context("sync", &dir);
         if let Err(e) = &synced {
             self.poison(e);
         }
@@ -350,7 +351,16 @@ impl Inner {
         gone.iter().for_each(|table| table.retire());
         drop((gone, present, before));
         self.changed.notify_all();
+        self.tell_of_manifest();
         Ok(())
+    }
+
+    /// Tells the listener if there is a new manifest. No lock of the store may be held.
+    pub(crate) fn tell_of_manifest(&self) {
+        let news = self.catalog.lock().take_news();
+        if let Some(file) = news {
+            self.options.events.emit(|| Event::ManifestRolled { file: file.0 });
+        }
     }
 
     /// Looks how far compactions are behind.

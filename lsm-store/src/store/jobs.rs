@@ -23,6 +23,7 @@ use crate::sstable::format::Codec;
 use crate::sstable::reader::Table;
 use crate::store::compact::base;
 use crate::store::inner::Inner;
+use crate::store::metrics::LevelWork;
 
 /// First level whose tables are compressed, if any are: those above are rewritten soon.
 pub(crate) const COMPRESSED_FROM: usize = 2;
@@ -103,7 +104,8 @@ impl Inner {
             }
         }
         let opened = self.publish_files(&metas)?;
-        let (tables, bytes) = (metas.len(), metas.iter().map(|m| m.len).sum());
+        let sizes: Vec<(u8, u64)> = metas.iter().map(|m| (m.partition, m.len)).collect();
+        let (tables, bytes) = (sizes.len(), sizes.iter().map(|(_, bytes)| bytes).sum());
         let edit = |manifest: &ManifestState| {
             let l0_epoch = manifest.next_l0_epoch();
             let place = |meta| Item::AddTable(Box::new(PlacedTable { level: 0, l0_epoch, meta }));
@@ -121,6 +123,9 @@ impl Inner {
         self.measure_space();
         self.counters.flushes.add(1);
         self.counters.flush_bytes.add(bytes);
+        for (partition, written) in sizes {
+            self.counters.worked(partition, 0, LevelWork { written, ..LevelWork::default() });
+        }
         let took = since.map(|since| since.elapsed());
         self.counters.flush_micros.record_time(took);
         self.options.events.emit(|| Event::Flushed {

@@ -1,7 +1,10 @@
 //! What the store counts, and how it is shown.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::cache::CacheMetrics;
 use crate::events::StallCause;
@@ -54,6 +57,7 @@ impl Waits {
 }
 
 /// How long writers waited, by cause, in microseconds; nothing with [`Executor::Inline`](crate::Executor::Inline).
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct WaitMetrics {
     /// For memtables that wait for their flush.
@@ -88,9 +92,32 @@ pub(crate) struct Counters {
     pub(crate) idle_flushes: Counter,
     pub(crate) tables_removed: Counter,
     pub(crate) files_left: Counter,
+    pub(crate) user_bytes: Counter,
+    /// By partition and level.
+    pub(crate) levels: Mutex<BTreeMap<(u8, usize), LevelWork>>,
+}
+
+/// What flushes and compactions did for a level, in bytes of tables.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LevelWork {
+    pub(crate) read: u64,
+    pub(crate) written: u64,
+    pub(crate) moved: u64,
+}
+
+impl Counters {
+    /// Counts a job that is installed.
+    pub(crate) fn worked(&self, partition: u8, level: usize, work: LevelWork) {
+        let mut levels = self.levels.lock();
+        let sum = levels.entry((partition, level)).or_default();
+        sum.read += work.read;
+        sum.written += work.written;
+        sum.moved += work.moved;
+    }
 }
 
 /// One level of one partition.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LevelMetrics {
     /// Tables in the level.
@@ -102,9 +129,16 @@ pub struct LevelMetrics {
     /// Those of them that no view and no read at or above the floor can see any more, by the tables' own
     /// estimate: what a compaction would drop.
     pub garbage: u64,
+    /// Bytes that compactions into this level read, from here and above.
+    pub bytes_read: u64,
+    /// Bytes that they wrote into it; for level 0, flushes too.
+    pub bytes_written: u64,
+    /// Bytes of tables that they moved into it as they are.
+    pub bytes_moved: u64,
 }
 
 /// One partition.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PartitionMetrics {
     /// Sorted runs in level 0: flushes not compacted yet.
@@ -117,9 +151,13 @@ pub struct PartitionMetrics {
     pub last_sequence: u64,
     /// The oldest number that a view in use reads at: while it is far behind `last_sequence`, garbage stays.
     pub oldest_view: Option<u64>,
+    /// For how long, in microseconds, there was a view that reads at it; nothing with
+    /// [`Executor::Inline`](crate::Executor::Inline).
+    pub oldest_view_micros: Option<u64>,
 }
 
 /// The state of the store now, and what it did since it was opened. All sizes in bytes.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Metrics {
@@ -139,6 +177,8 @@ pub struct Metrics {
     pub durable_index: u64,
     /// Runs published.
     pub runs: u64,
+    /// Bytes of keys and values in them, deletes included; what was replayed, too.
+    pub user_bytes: u64,
     /// Flushes done, those that only moved the position included.
     pub flushes: u64,
     /// Size of the tables that flushes wrote.
@@ -183,6 +223,9 @@ pub struct Metrics {
     pub free_space_bytes: Option<u64>,
     /// Tables whose files are open now, at most [`Options::max_open_files`](crate::Options::max_open_files).
     pub open_tables: usize,
+    /// Memory of all tables, whose files are open or not: bounds, top index, properties. Not what they hold of the
+    /// cache's bytes, see [`CacheMetrics::held_bytes`].
+    pub table_memory_bytes: u64,
     /// Tables of which something is damaged.
     pub damaged_tables: usize,
     /// Bytes read in search of damage.
@@ -219,6 +262,14 @@ impl Metrics {
     pub fn write_amplification(&self) -> f64 {
         (self.flush_bytes + self.compaction_bytes_written) as f64 / self.flush_bytes as f64
     }
+
+    /// Bytes written to tables per byte of keys and values that users wrote; the log is not in it, which has each of
+    /// them once more. `NaN` before they wrote. Below 1 while most is in memtables, or if it is overwritten there.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for eyes")]
+    pub fn user_write_amplification(&self) -> f64 {
+        (self.flush_bytes + self.compaction_bytes_written) as f64 / self.user_bytes as f64
+    }
 }
 
 impl Inner {
@@ -227,12 +278,19 @@ impl Inner {
         let visible = self.visible.load();
         let retention = self.retention.lock();
         let views = retention.pins();
+        let work = self.counters.levels.lock().clone();
         let partition = |(i, levels): (usize, &Levels)| PartitionMetrics {
             l0_runs: levels.runs.len(),
-            levels: level_metrics(levels, retention.bound(i, visible.sequence(i))),
+            levels: level_metrics(levels, retention.bound(i, visible.sequence(i)), |level| {
+                let slot = u8::try_from(i).unwrap_or(u8::MAX);
+                work.get(&(slot, level)).copied().unwrap_or_default()
+            }),
             floor: retention.floor(i, visible.sequence(i)),
             last_sequence: visible.sequence(i),
             oldest_view: retention.oldest_pin(i),
+            oldest_view_micros: retention
+                .oldest_pin_since(i)
+                .map(|since| u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)),
         };
         let partitions =
             superversion.version.partitions.iter().enumerate().map(partition).collect();
@@ -253,6 +311,7 @@ impl Inner {
             visible_index: visible.position.index,
             durable_index,
             runs: c.runs.get(),
+            user_bytes: c.user_bytes.get(),
             flushes: c.flushes.get(),
             flush_bytes: c.flush_bytes.get(),
             flush_micros: c.flush_micros.distribution(),
@@ -273,6 +332,7 @@ impl Inner {
             compaction_debt: self.backlog.debt(),
             merges_refused: c.merges_refused.get(),
             open_tables: self.files.open_files(),
+            table_memory_bytes: superversion.version.tables().map(|table| table.memory()).sum(),
             damaged_tables,
             scrub_bytes: c.scrub_bytes.get(),
             scrub_passes: c.scrub_passes.get(),
@@ -291,16 +351,29 @@ impl Inner {
     }
 }
 
-fn level_metrics(levels: &Levels, bound: u64) -> Vec<LevelMetrics> {
-    let sum = |tables: &mut dyn Iterator<Item = &Arc<Table>>| {
-        tables.fold(LevelMetrics::default(), |sum, table| LevelMetrics {
-            tables: sum.tables + 1,
-            bytes: sum.bytes + table.meta().len,
-            entries: sum.entries + table.meta().entries,
-            garbage: sum.garbage + table.meta().garbage_at(bound),
-        })
+fn level_metrics(
+    levels: &Levels,
+    bound: u64,
+    work: impl Fn(usize) -> LevelWork,
+) -> Vec<LevelMetrics> {
+    let sum = |level: usize, tables: &mut dyn Iterator<Item = &Arc<Table>>| {
+        let LevelWork { read, written, moved } = work(level);
+        let mut sum = LevelMetrics {
+            bytes_read: read,
+            bytes_written: written,
+            bytes_moved: moved,
+            ..LevelMetrics::default()
+        };
+        for table in tables {
+            sum.tables += 1;
+            sum.bytes += table.meta().len;
+            sum.entries += table.meta().entries;
+            sum.garbage += table.meta().garbage_at(bound);
+        }
+        sum
     };
-    let first = sum(&mut levels.runs.iter().flat_map(|r| r.tables.iter()));
-    let lower = levels.levels.iter().skip(1).map(|tables| sum(&mut tables.iter()));
+    let first = sum(0, &mut levels.runs.iter().flat_map(|r| r.tables.iter()));
+    let lower = (1..).zip(levels.levels.iter().skip(1));
+    let lower = lower.map(|(level, tables)| sum(level, &mut tables.iter()));
     std::iter::once(first).chain(lower).collect()
 }

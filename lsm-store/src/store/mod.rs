@@ -28,6 +28,7 @@ mod metrics;
 mod pacing;
 mod pressure;
 pub(crate) mod recovery;
+mod report;
 mod retention;
 mod run;
 mod salvage;
@@ -54,6 +55,7 @@ use crate::error::{Error, Result};
 use crate::events::{Event, StallCause};
 use crate::manifest::edit::Item;
 use crate::options::{Executor, Keep, Mode, Options};
+use crate::perf::{self, Count};
 use crate::store::inner::{Inner, State};
 use crate::store::run::{check_extra, unknown};
 use crate::types::{Found, PartitionId, Position, SequenceNumber};
@@ -247,7 +249,7 @@ impl Store {
         let inner = self.inner();
         let Some(cause) = inner.is_full(&state) else { return Ok(state) };
         let since = inner.stopwatch();
-        let mut room = self.wait_while_full(state);
+        let mut room = perf::time(Count::WaitNanos, || self.wait_while_full(state));
         let tell = || {
             let waited = since.map(|since| since.elapsed());
             inner.counters.stall_micros.of(cause).record_time(waited);
@@ -448,6 +450,7 @@ impl Store {
             return Err(e);
         }
         inner.retention.lock().raise(partition.slot(), sequence.0);
+        inner.tell_of_manifest();
         inner.ring_compaction();
         Ok(())
     }

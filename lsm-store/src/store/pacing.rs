@@ -17,6 +17,11 @@ impl Smoothed {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Forgets what was measured before.
+    pub(crate) fn set(&self, measured: u64) {
+        self.0.store(measured, Ordering::Relaxed);
+    }
+
     /// Takes a measurement in. Of two at once one may be lost.
     pub(crate) fn update(&self, measured: u64) {
         let before = self.get();

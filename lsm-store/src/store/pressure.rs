@@ -16,6 +16,7 @@
 //!   behind any more, and no run is delayed by more than [`DELAY_MAX`], so no single write pays for many.
 //! * Whoever waits rings the bell first: a wait is always for something that a job is due for.
 //! * Debt is smoothed, and the targets of levels do not depend on level 0, so pressure does not swing when it drains.
+//!   Once no compaction is due or under way, it is what there is.
 //! * With [`Executor::Inline`](crate::Executor::Inline) nobody is delayed; writers pay in work instead (`beats`).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 use crate::error::Result;
 use crate::events::{Event, StallCause};
 use crate::options::{Executor, Options};
+use crate::perf::{self, Count};
 use crate::store::inner::Inner;
 use crate::store::jobs::STEP_BYTES;
 use crate::store::pacing::{Pacer, Smoothed, rate};
@@ -131,8 +133,9 @@ impl Way {
 pub(crate) struct Backlog {
     /// Depth of level 0.
     depth: AtomicU64,
-    /// Bytes that compactions would have to write until nothing is due.
+    /// Bytes that compactions would have to write until nothing is due, and how many when last measured.
     debt: Smoothed,
+    debt_now: AtomicU64,
     /// Memory of the memtables that are being flushed, and the part of it that is in tables already.
     flushing: AtomicU64,
     flushed: AtomicU64,
@@ -169,7 +172,13 @@ pub(crate) struct Delay {
 impl Backlog {
     pub(crate) fn set_tables(&self, depth: usize, debt: u64) {
         self.depth.store(depth as u64, Ordering::Relaxed);
+        self.debt_now.store(debt, Ordering::Relaxed);
         self.debt.update(debt);
+    }
+
+    /// Nothing is due: what was owed before does not count any more.
+    fn settle(&self) {
+        self.debt.set(self.debt_now.load(Ordering::Relaxed));
     }
 
     /// Bytes that compactions owe, smoothed.
@@ -239,6 +248,16 @@ impl Backlog {
     /// How fast writers may be, and why not faster. `None` is any speed; before anything was measured, too.
     fn limit(&self, options: &Options, now: &SuperVersion) -> Option<(u64, StallCause)> {
         let (frozen, active) = memory(now);
+        self.limit_at(options, frozen, active)
+    }
+
+    /// For memory that is `frozen`, sets of it and bytes, and `active` bytes.
+    fn limit_at(
+        &self,
+        options: &Options,
+        frozen: (usize, u64),
+        active: u64,
+    ) -> Option<(u64, StallCause)> {
         let known = |rate: u64| Some(rate).filter(|rate| *rate > 0);
         let flush = known(self.flush_rate.get())
             .or_else(|| known(self.flush_rate_now.load(Ordering::Relaxed)))?;
@@ -307,7 +326,8 @@ impl Inner {
         }
         let mut state = self.state.lock();
         let ended = loop {
-            if self.changed.wait_until(&mut state, until).timed_out() {
+            let wait = || self.changed.wait_until(&mut state, until).timed_out();
+            if perf::time(Count::WaitNanos, wait) {
                 break Ok(());
             }
             let writable = state.check_writable();
@@ -326,6 +346,14 @@ impl Inner {
         }
         self.tell_end_of_delays();
         ended
+    }
+
+    /// No compaction is due.
+    pub(crate) fn no_compaction_is_due(&self) {
+        if self.state.lock().compactions == 0 {
+            self.backlog.settle();
+            self.tell_end_of_delays();
+        }
     }
 
     /// Tells the listener that writers are not delayed any more, if they were and nothing is behind.
@@ -353,7 +381,14 @@ fn memory(now: &SuperVersion) -> ((usize, u64), u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::events::{EventSink, Listener};
+    use crate::store::Store;
+    use crate::vfs::MemVfs;
+    use crate::{Keep, Op, PartitionId, PartitionOptions, Position, SequenceNumber};
 
     const MEMTABLE: u64 = 64 << 20;
     /// Bytes per tick.
@@ -491,6 +526,107 @@ mod tests {
         backlog.set_tables(0, 256 * MEMTABLE);
         let once = backlog.owed(&options).pressure();
         assert!(once > 0.2 && once < 0.3, "one jump counts for a quarter: {once}");
+    }
+
+    #[test]
+    fn writers_have_the_speed_of_the_cause_that_slows_them_down_most() {
+        let (backlog, options) = (Backlog::default(), Options { frozen_max: 2, ..options() });
+        let at =
+            |sets: usize, active| backlog.limit_at(&options, (sets, sets as u64 * 100), active);
+        backlog.set_tables(20, 0);
+        assert_eq!(at(1, 0), None, "nothing was measured");
+        backlog.flush_rate_now.store(1000, Ordering::Relaxed);
+        assert_eq!(at(0, 0), Some((1000, StallCause::Level0)), "what the first flush does");
+        backlog.flush_rate.update(2000);
+        assert_eq!(at(0, 0), Some((2000, StallCause::Level0)), "what flushes do");
+        backlog.level0_drained(500, Duration::from_secs(1));
+        assert_eq!(at(0, 0), Some((500, StallCause::Level0)), "what compactions of level 0 do");
+        backlog.set_tables(4, 0);
+        assert_eq!(at(0, 0), None, "nothing is behind");
+        // Room for half a memtable, and all of two behind.
+        let (two, half) = (2 * MEMTABLE, MEMTABLE / 2);
+        let full = backlog.limit_at(&options, (2, two), half);
+        assert_eq!(full, Some((2000 / 4, StallCause::Memtables)), "of the speed of flushes");
+        backlog.set_tables(30, 0);
+        let (slowest, cause) = backlog.limit_at(&options, (2, two), half).expect("both");
+        assert_eq!((slowest, cause), (500 * 6 / 26, StallCause::Level0), "the slower of both");
+        backlog.set_tables(0, u64::MAX);
+        backlog.settle();
+        let indebted = Some((500 / DEBT_SLOWEST, StallCause::Debt));
+        assert_eq!(at(0, 0), indebted, "not slower, however much debt");
+        backlog.set_tables(0, 160 * MEMTABLE);
+        backlog.settle();
+        assert_eq!(at(0, 0), Some((500, StallCause::Debt)), "halfway");
+    }
+
+    #[test]
+    fn the_end_of_a_flush_which_no_progress_shows_counts_for_a_quarter_of_it() {
+        let (backlog, options) = (Backlog::default(), Options { frozen_max: 2, ..options() });
+        let behind = || backlog.memtables(&options, (1, 100), 0).behind;
+        assert_eq!(backlog.memtables(&options, (0, 0), 0).behind, 0, "nothing is frozen");
+        assert_eq!(behind(), 100, "frozen, not begun");
+        backlog.flush_begins(8 * STEP_BYTES);
+        let steps: Vec<u64> = (0..10)
+            .map(|_| {
+                backlog.flush_goes_on(None);
+                behind() / STEP_BYTES
+            })
+            .collect();
+        assert_eq!(steps, [7, 6, 5, 4, 3, 2, 2, 2, 2, 2], "of eight steps");
+        backlog.flush_ends(None);
+        assert_eq!(behind(), 100, "what was frozen meanwhile");
+    }
+
+    /// Counts the events of delays.
+    #[derive(Debug, Default)]
+    struct Delaying(AtomicU64, AtomicU64);
+
+    impl Listener for Delaying {
+        fn on_event(&self, event: &Event) {
+            let (began, ended) = (&self.0, &self.1);
+            began.fetch_add(
+                u64::from(matches!(event, Event::DelaysBegan { .. })),
+                Ordering::Relaxed,
+            );
+            ended.fetch_add(
+                u64::from(matches!(event, Event::DelaysEnded { .. })),
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    #[test]
+    fn delays_for_debt_end_once_nothing_is_due_though_nothing_is_written_any_more() {
+        let listener = Arc::new(Delaying::default());
+        let events = EventSink::new(Arc::<Delaying>::clone(&listener));
+        let data = PartitionOptions { name: "data".to_owned(), keep: Keep::All };
+        let options = Options { events, ..Options::new(1, vec![data]) };
+        let vfs = Arc::new(MemVfs::new(1));
+        let store = Store::open(vfs, Path::new("/db"), options, Executor::Threads).expect("opens");
+        let (inner, backlog) = (store.inner(), &store.inner().backlog);
+        backlog.flush_rate.update(1000);
+        backlog.set_tables(0, u64::MAX);
+        let mut index = 0;
+        while listener.0.load(Ordering::Relaxed) == 0 {
+            // As long as it takes: a compaction thread that finds nothing due may settle in between.
+            backlog.set_tables(0, u64::MAX);
+            index += 1;
+            let position = Position { index, ..Position::default() };
+            let mut run = store.begin_run(position).expect("begins");
+            let op = Op::Put { key: b"key", value: &[7; 1000] };
+            run.apply(PartitionId(0), SequenceNumber(index), &[op]).expect("applies");
+            run.publish().expect("publishes");
+        }
+        assert_eq!(listener.1.load(Ordering::Relaxed), 0, "not over yet");
+        backlog.set_tables(0, 0);
+        assert!(!inner.compact_once().expect("finds nothing"), "nothing is due");
+        assert_eq!(backlog.owed(&inner.options).behind, 0, "nothing is owed");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // Another thread that found nothing, either, may be about to tell it.
+        while listener.1.load(Ordering::Relaxed) == 0 {
+            assert!(Instant::now() < deadline, "nobody is told");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -167,6 +167,7 @@ pub(crate) fn open(
         refusing: AtomicBool::new(false),
     };
     inner.measure_tables(&inner.superversion.load().version);
+    inner.tell_of_manifest();
     Ok(inner)
 }
 

@@ -4,6 +4,7 @@
 //! job can drop what a view that was granted still sees.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::options::Keep;
@@ -13,7 +14,15 @@ struct Partition {
     keep: Keep,
     floor: u64,
     /// Views in use per sequence number.
-    pins: BTreeMap<u64, usize>,
+    pins: BTreeMap<u64, Pin>,
+}
+
+/// Views that read at one number.
+#[derive(Debug)]
+struct Pin {
+    views: usize,
+    /// When there were none; nothing without a clock.
+    since: Option<Instant>,
 }
 
 impl Partition {
@@ -51,19 +60,19 @@ impl Retention {
         }
     }
 
-    /// Pins the sequence numbers of a view at what is visible.
-    pub(crate) fn pin(&mut self, sequences: &[u64]) {
+    /// Pins the sequence numbers of a view, which begins now.
+    pub(crate) fn pin(&mut self, sequences: &[u64], now: Option<Instant>) {
         for (partition, sequence) in self.partitions.iter_mut().zip(sequences) {
-            *partition.pins.entry(*sequence).or_default() += 1;
+            partition.pins.entry(*sequence).or_insert(Pin { views: 0, since: now }).views += 1;
         }
     }
 
     /// Ends a view.
     pub(crate) fn unpin(&mut self, sequences: &[u64]) {
         for (partition, sequence) in self.partitions.iter_mut().zip(sequences) {
-            if let Some(count) = partition.pins.get_mut(sequence) {
-                *count -= 1;
-                if *count == 0 {
+            if let Some(pin) = partition.pins.get_mut(sequence) {
+                pin.views -= 1;
+                if pin.views == 0 {
                     partition.pins.remove(sequence);
                 }
             }
@@ -98,14 +107,21 @@ impl Retention {
         p.pins.first_key_value().map(|(sequence, _)| *sequence)
     }
 
+    /// Since when there is a view that reads at the oldest number, without a pause; nothing without a clock.
+    pub(crate) fn oldest_pin_since(&self, partition: usize) -> Option<Instant> {
+        self.partitions.get(partition)?.pins.first_key_value()?.1.since
+    }
+
     /// Views in use: those of any one partition, which are the same for all.
     pub(crate) fn pins(&self) -> usize {
-        self.partitions.first().map_or(0, |p| p.pins.values().sum())
+        self.partitions.first().map_or(0, |p| p.pins.values().map(|pin| pin.views).sum())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -114,8 +130,8 @@ mod tests {
         assert_eq!(retention.bound(0, 100), 10, "the floor");
         assert_eq!(retention.bound(0, 5), 5, "a floor ahead of replay");
         assert_eq!(retention.bound(1, 100), 100, "newest only");
-        retention.pin(&[7, 70]);
-        retention.pin(&[7, 70]);
+        retention.pin(&[7, 70], None);
+        retention.pin(&[7, 70], None);
         assert_eq!((retention.bound(0, 100), retention.bound(1, 100)), (7, 70), "pinned");
         retention.unpin(&[7, 70]);
         assert_eq!(retention.bound(1, 100), 70, "one of two is still there");
@@ -123,6 +139,24 @@ mod tests {
         assert_eq!(retention.bound(1, 100), 100, "none left");
         retention.raise(0, 8);
         assert_eq!(retention.floor(0, 100), 10, "floors do not fall");
+    }
+
+    #[test]
+    fn the_oldest_number_is_as_old_as_the_first_of_the_views_that_read_at_it_without_a_pause() {
+        let mut retention = Retention::new(std::iter::once((Keep::All, 0)));
+        let start = Instant::now();
+        let at = |seconds| Some(start + Duration::from_secs(seconds));
+        assert_eq!(retention.oldest_pin_since(0), None, "no view");
+        retention.pin(&[8], at(1));
+        retention.pin(&[7], at(2));
+        retention.pin(&[7], at(3));
+        assert_eq!(retention.oldest_pin_since(0), at(2), "the lowest number, its first view");
+        retention.unpin(&[7]);
+        assert_eq!(retention.oldest_pin_since(0), at(2), "one of two is still there");
+        retention.unpin(&[7]);
+        assert_eq!(retention.oldest_pin_since(0), at(1), "the other number");
+        retention.pin(&[7], at(4));
+        assert_eq!(retention.oldest_pin_since(0), at(4), "anew");
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Run {
     position: Position,
     /// Per partition the last number applied, this run included.
     sequences: Vec<u64>,
+    /// Bytes of keys and values applied.
+    bytes: u64,
     published: bool,
 }
 
@@ -54,6 +56,7 @@ impl Run {
             active: Arc::clone(&state.active),
             position,
             sequences: std::mem::take(&mut state.sequences),
+            bytes: 0,
             published: false,
         }
     }
@@ -109,6 +112,7 @@ impl Run {
         }
         self.inner.check_writable()?;
         *last = sequence.0;
+        self.bytes += ops.iter().map(|op| op.bytes() as u64).sum::<u64>();
         self.active.apply(partition.slot(), sequence.0, ops);
         Ok(())
     }
@@ -127,6 +131,7 @@ impl Run {
         let last = self.sequences.get_mut(partition.slot()).ok_or_else(|| unknown(partition))?;
         assert!(*last <= sequence.0, "numbers of {partition} fall from {last} to {sequence}");
         *last = sequence.0;
+        self.bytes += ops.iter().map(|op| op.bytes() as u64).sum::<u64>();
         self.active.apply(partition.slot(), sequence.0, ops);
         Ok(())
     }
@@ -200,6 +205,7 @@ impl Run {
         self.published = true;
         self.end(state);
         self.inner.counters.runs.add(1);
+        self.inner.counters.user_bytes.add(self.bytes);
         Ok(())
     }
 

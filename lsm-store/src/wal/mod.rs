@@ -33,6 +33,7 @@ pub use batch::{MAX_BATCH_BYTES, SequenceNumbers, WriteBatch};
 
 use crate::coding::DecodeError;
 use crate::error::{Error, IoContext, Result};
+use crate::events::Event;
 use crate::histogram::{Distribution, Recorder};
 use crate::journal::record::{kind, record_bytes};
 use crate::journal::segment::file_name;
@@ -94,6 +95,7 @@ pub(crate) struct Wal {
 }
 
 /// What the log of a store did since it was opened.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct WalMetrics {
@@ -179,6 +181,8 @@ struct Logged {
     batches: u64,
     /// What is to be done to the memtables before.
     freeze: Freeze,
+    /// A segment that was begun for it.
+    segment: Option<u64>,
     failure: Option<Error>,
 }
 
@@ -277,6 +281,7 @@ impl Stages for Commit<'_> {
             last: 0,
             batches: 0,
             freeze: Freeze::default(),
+            segment: None,
             failure: None,
         };
         let mut own = true;
@@ -331,6 +336,9 @@ impl Stages for Commit<'_> {
             None if logged.batches == 0 => Ok(()),
             None => self.apply_logged(&logged, &items),
         };
+        if let Some(segment) = logged.segment.filter(|_| applied.is_ok()) {
+            self.store.inner().options.events.emit(|| Event::LogRolled { segment });
+        }
         match applied {
             Ok(()) => Answers {
                 own: Some(Ok(logged.own)),
@@ -379,6 +387,7 @@ impl Commit<'_> {
                 })
                 .inspect_err(|error| self.poison_with(journal, error))?;
             if journal.newest_segment() != newest {
+                logged.segment = Some(journal.newest_segment());
                 // Once for each segment: what a freeze gains is known only when it is in tables.
                 logged.freeze.always = journal.bytes() > self.store.inner().options.wal_max_bytes;
                 self.store.inner().cut_log()?;
