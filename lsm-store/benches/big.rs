@@ -112,6 +112,15 @@ fn work(asked: &Asked) -> Outcome<()> {
         gets / preads * 100.0,
         verdict(gets / preads >= READ_SHARE_MIN)
     );
+    let cache = store.store().metrics().cache;
+    println!(
+        "           {} blocks, {} indexes and {} filters read for {} gets; tables hold {} KiB of indexes and filters",
+        cache.data.misses,
+        cache.index.misses,
+        cache.filter.misses,
+        (TURNS + 1) * TURN_READS,
+        cache.held_bytes / 1024
+    );
     store.close()?;
     println!(
         "memory     peak resident {} MiB of {} MiB allowed: {}",

@@ -36,8 +36,25 @@ const ROOM_BYTES: u64 = 1024 * 1024;
 /// What an item costs beside its own bytes: the cache's entry, reference counts, the allocator's share.
 const ITEM_OVERHEAD_BYTES: usize = 128;
 
-/// The share of the cache that tables may hold for themselves: half.
-const HELD_DIVISOR: u64 = 2;
+/// What tables hold for themselves. Each has its share of the cache: no more of it is granted once everything held
+/// takes that much.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Share {
+    /// Index and filter partitions: half.
+    Partitions,
+    /// [Slots](crate::sstable::slot): an eighth. With indexes of that size few lookups find their block in memory,
+    /// and what slots would take is better spent on partitions.
+    Slots,
+}
+
+impl Share {
+    const fn divisor(self) -> u64 {
+        match self {
+            Self::Partitions => 2,
+            Self::Slots => 8,
+        }
+    }
+}
 
 /// Names an item: folded table uid, offset, and what is made of the bytes there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -238,6 +255,11 @@ impl BlockCache {
         perf::count(Count::CacheHits, 1);
     }
 
+    /// Counts an item that was read, but not into the cache.
+    pub(crate) fn count_miss(&self, kind: CacheKind) {
+        self.counts.add(kind.count(false), 1);
+    }
+
     /// Whether one more block can be kept without pushing anything out.
     pub(crate) fn has_room(&self) -> bool {
         let room = |s: &Shards| s.weight() + ROOM_BYTES <= s.capacity();
@@ -246,9 +268,9 @@ impl BlockCache {
 
     /// Lets a table hold an item for itself, as far as the share for that goes; the item leaves the cache
     /// and its place there. What was granted is given back with [`BlockCache::release`].
-    pub(crate) fn hold(&self, weight: usize) -> bool {
+    pub(crate) fn hold(&self, weight: usize, share: Share) -> bool {
         let weight = weight as u64;
-        let room = |held: u64| held + weight <= self.bytes / HELD_DIVISOR;
+        let room = |held: u64| held + weight <= self.bytes / share.divisor();
         if !room(self.held_seen.load(Ordering::Relaxed)) {
             return false;
         }
@@ -259,6 +281,12 @@ impl BlockCache {
         *held += weight;
         self.resize(*held);
         true
+    }
+
+    /// Whether [`BlockCache::hold`] would grant this for partitions, as it looks now.
+    pub(crate) fn would_hold(&self, bytes: u64) -> bool {
+        let held = self.held_seen.load(Ordering::Relaxed);
+        held.saturating_add(bytes) <= self.bytes / Share::Partitions.divisor()
     }
 
     /// Drops an item that a table holds for itself now.

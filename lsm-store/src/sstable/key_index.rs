@@ -11,6 +11,7 @@
 use std::cmp::Ordering;
 
 use crate::internal_key::head;
+use crate::sstable::ends::Ends;
 
 /// Heads of a group: two lines of the processor's caches.
 const GROUP: usize = 16;
@@ -28,7 +29,7 @@ pub(crate) struct KeyIndex {
     /// What follows the prefix, key after key.
     rests: Box<[u8]>,
     /// Where each key ends in `rests`.
-    ends: Box<[usize]>,
+    ends: Ends,
 }
 
 impl KeyIndex {
@@ -44,14 +45,14 @@ impl KeyIndex {
             let rest = key.get(shared..).unwrap_or_default();
             heads.push(head(rest));
             rests.extend_from_slice(rest);
-            ends.push(rests.len());
+            ends.push(rests.len() as u64);
         }
         Self {
             prefix: Box::from(first.get(..shared).unwrap_or_default()),
             sample: heads.chunks_exact(GROUP).filter_map(|group| group.last()).copied().collect(),
             heads: heads.into_boxed_slice(),
             rests: rests.into_boxed_slice(),
-            ends: ends.into_boxed_slice(),
+            ends: Ends::new(&ends),
         }
     }
 
@@ -62,13 +63,15 @@ impl KeyIndex {
     /// Bytes of memory behind this.
     pub(crate) fn weight(&self) -> usize {
         let heads = size_of_val(&*self.heads) + size_of_val(&*self.sample);
-        self.prefix.len() + self.rests.len() + heads + size_of_val(&*self.ends)
+        self.prefix.len() + self.rests.len() + heads + self.ends.weight()
     }
 
     fn rest(&self, at: usize) -> &[u8] {
-        let start = at.checked_sub(1).and_then(|before| self.ends.get(before)).copied();
-        let end = self.ends.get(at).copied().unwrap_or(0);
-        self.rests.get(start.unwrap_or(0)..end).unwrap_or_default()
+        let Some(range) = self.ends.range(at) else { return &[] };
+        // Offsets into a buffer in memory.
+        #[expect(clippy::cast_possible_truncation, reason = "see above")]
+        let range = range.start as usize..range.end as usize;
+        self.rests.get(range).unwrap_or_default()
     }
 
     /// How the key at a place compares to `key`.

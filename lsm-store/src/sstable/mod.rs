@@ -19,6 +19,7 @@ pub(crate) mod block_builder;
 pub(crate) mod block_iter;
 pub(crate) mod builder;
 pub(crate) mod damage;
+pub(crate) mod ends;
 pub(crate) mod filter;
 pub(crate) mod format;
 pub(crate) mod index;

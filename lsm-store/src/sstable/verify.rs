@@ -35,7 +35,7 @@ pub(crate) fn verify_table(table: &Table) -> Result<u64> {
     };
     let mut partition_keys = BTreeSet::new();
     for top in table.top() {
-        let filter = table.filter(top.filter, false)?;
+        let filter = table.load_part::<Filter>(top)?;
         let mut index = BlockIter::new(table.block(top.index, BlockKind::Index)?);
         let before = check.entries;
         let mut keys = 0;

@@ -2,11 +2,12 @@
 
 #![deny(clippy::indexing_slicing)]
 
+mod partitions;
+
 use std::io;
-use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -28,6 +29,7 @@ use crate::sstable::index::IndexPartition;
 use crate::sstable::key_index::KeyIndex;
 use crate::sstable::properties::Properties;
 use crate::sstable::read_ahead::ReadAhead;
+use crate::sstable::reader::partitions::{Held, Hold};
 use crate::sstable::slot::SlotName;
 use crate::sstable::top::{self, TopEntry};
 use crate::vfs::{Vfs, VfsFile};
@@ -50,30 +52,6 @@ pub(crate) struct LastBlock {
     /// Folded uid of the table, and offset.
     place: (u64, u64),
     raw: Option<Arc<[u8]>>,
-}
-
-/// The parts of a partition that a table holds for itself.
-#[derive(Debug, Default)]
-struct Held {
-    filter: OnceLock<Arc<Filter>>,
-    index: OnceLock<Arc<IndexPartition>>,
-}
-
-/// Something a table holds or the cache handed out.
-enum Hold<'t, T> {
-    Held(&'t Arc<T>),
-    Lent(Arc<T>),
-}
-
-impl<T> Deref for Hold<'_, T> {
-    type Target = Arc<T>;
-
-    fn deref(&self) -> &Arc<T> {
-        match self {
-            Self::Held(item) => item,
-            Self::Lent(item) => item,
-        }
-    }
 }
 
 /// See the module.
@@ -314,10 +292,10 @@ impl Table {
         read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
         apply: impl Fn(Handle, &Arc<[u8]>) -> T,
     ) -> Result<T> {
-        let (Some(handle), Some(slot)) = (index.handle(at), index.slot(at)) else {
+        let Some(handle) = index.handle(at) else {
             return Err(Error::corruption(&self.path, 0, "an index partition lost a block"));
         };
-        if let Some(applied) = slot.with(|raw| apply(handle, raw)) {
+        if let Some(applied) = index.slot(at).and_then(|slot| slot.with(|raw| apply(handle, raw))) {
             self.cache.count_hit(CacheKind::Data, fill);
             return Ok(applied);
         }
@@ -355,19 +333,6 @@ impl Table {
         }
     }
 
-    /// A filter partition.
-    pub(crate) fn filter(&self, handle: Handle, fill: bool) -> Result<Arc<Filter>> {
-        let cached = self.cache.get(self.id(handle, CacheKind::Filter), fill, || {
-            let raw = self.read(handle, BlockKind::Filter)?;
-            let filter = Filter::parse(without_trailer(&raw), &self.path, handle.offset)?;
-            Ok(Cached::Filter(Arc::new(filter)))
-        })?;
-        match cached {
-            Cached::Filter(filter) => Ok(filter),
-            Cached::Block(..) | Cached::Index(_) => Err(self.mixed_up(handle)),
-        }
-    }
-
     /// A block from the medium.
     pub(crate) fn read(&self, handle: Handle, kind: BlockKind) -> Result<Arc<[u8]>> {
         self.read_by(handle, kind, |buf, offset| self.file.read_exact_at(buf, offset))
@@ -387,69 +352,12 @@ impl Table {
         })
     }
 
-    fn index(&self, handle: Handle, fill: bool) -> Result<Arc<IndexPartition>> {
-        let cached = self.cache.get(self.id(handle, CacheKind::Index), fill, || {
-            let raw = self.read(handle, BlockKind::Index)?;
-            let index = IndexPartition::parse(raw, &self.path, handle.offset)?;
-            Ok(Cached::Index(Arc::new(index)))
-        })?;
-        match cached {
-            Cached::Index(index) => Ok(index),
-            Cached::Block(..) | Cached::Filter(_) => Err(self.mixed_up(handle)),
-        }
-    }
-
     const fn id(&self, handle: Handle, kind: CacheKind) -> BlockId {
         BlockId { table: self.uid_fold, offset: handle.offset, kind }
     }
 
     fn mixed_up(&self, handle: Handle) -> Error {
         self.corrupt(handle, "a block is cached as what it is not")
-    }
-
-    /// Keeps an item in its place in the table, if the cache grants the bytes.
-    fn hold<T>(&self, place: &OnceLock<Arc<T>>, item: &Arc<T>, weight: usize, id: BlockId) {
-        if !self.cache.hold(weight) {
-            return;
-        }
-        if place.set(Arc::clone(item)).is_ok() {
-            self.held_bytes.fetch_add(weight as u64, Ordering::Relaxed);
-            self.cache.forget(id);
-        } else {
-            // Another reader was first.
-            self.cache.release(weight as u64);
-        }
-    }
-
-    fn partition_filter(&self, partition: usize, top: &TopEntry) -> Result<Hold<'_, Filter>> {
-        let place = self.held.get(partition).map(|held| &held.filter);
-        if let Some(held) = place.and_then(OnceLock::get) {
-            perf::count(Count::CacheHits, 1);
-            return Ok(Hold::Held(held));
-        }
-        let filter = self.filter(top.filter, true)?;
-        if let Some(place) = place {
-            self.hold(place, &filter, filter.weight(), self.id(top.filter, CacheKind::Filter));
-        }
-        Ok(Hold::Lent(filter))
-    }
-
-    fn partition_index(
-        &self,
-        partition: usize,
-        top: &TopEntry,
-        fill: bool,
-    ) -> Result<Hold<'_, IndexPartition>> {
-        let place = self.held.get(partition).map(|held| &held.index);
-        if let Some(held) = place.and_then(OnceLock::get) {
-            perf::count(Count::CacheHits, 1);
-            return Ok(Hold::Held(held));
-        }
-        let index = self.index(top.index, fill)?;
-        if let Some(place) = place.filter(|_| fill) {
-            self.hold(place, &index, index.weight(), self.id(top.index, CacheKind::Index));
-        }
-        Ok(Hold::Lent(index))
     }
 
     /// The first index partition that may hold a key; their number if there is none.
@@ -464,7 +372,7 @@ impl Table {
         fill: bool,
     ) -> Result<Option<Arc<IndexPartition>>> {
         let Some(top) = self.top.get(partition) else { return Ok(None) };
-        Ok(Some(Arc::clone(&*self.partition_index(partition, top, fill)?)))
+        Ok(Some(Arc::clone(&*self.part(partition, top, fill)?)))
     }
 
     fn source(&self) -> Source<'_> {
@@ -536,14 +444,14 @@ impl Table {
             return Ok(None);
         }
         perf::count(Count::Filters, 1);
-        if !self.partition_filter(partition, top)?.may_contain(hash) {
+        if !self.part::<Filter>(partition, top, true)?.may_contain(hash) {
             perf::count(Count::FiltersExcluded, 1);
             self.cache.counts().add(ReadCount::Excluded, 1);
             return Ok(None);
         }
         // The separator is at or above everything in the block and below everything in the next one, so
         // a search that runs off this block's end would find another user key in the next.
-        let index = self.partition_index(partition, top, true)?;
+        let index = self.part::<IndexPartition>(partition, top, true)?;
         let at = index.find(key, sequence);
         if at < index.len() {
             return Ok(Some((index, at)));
@@ -689,8 +597,8 @@ pub(crate) mod tests {
         assert!(table.get(b"b", hash, 9).expect("reads").is_some(), "is there");
         let Some(top) = table.top().first() else { unreachable!("one partition") };
         let index = table.index_partition(0, true).expect("reads").expect("is there");
-        let filter = table.filter(top.filter, false).expect("reads");
-        let held = (index.weight() + filter.weight()) as u64;
+        let filter = table.load_part::<Filter>(top).expect("reads");
+        let held = (index.weight() + index.slots_weight() + filter.weight()) as u64;
         let block = table.block(index.handle(0).expect("one block"), BlockKind::Data);
         let block = block.expect("reads").into_raw().len() as u64;
         let metrics = cache.metrics();
