@@ -140,7 +140,8 @@ impl Inner {
 
     /// What a job starting now may drop below.
     pub(crate) fn bound(&self, partition: usize) -> u64 {
-        let retention = self.retention.lock();
+        let mut retention = self.retention.lock();
+        retention.look(self.stopwatch());
         retention.bound(partition, self.visible.sequence(partition))
     }
 

@@ -151,8 +151,8 @@ pub struct PartitionMetrics {
     pub last_sequence: u64,
     /// The oldest number that a view in use reads at: while it is far behind `last_sequence`, garbage stays.
     pub oldest_view: Option<u64>,
-    /// For how long, in microseconds, there was a view that reads at it; nothing with
-    /// [`Executor::Inline`](crate::Executor::Inline).
+    /// For how long, in microseconds, it is known that there is a view at it: since the first flush, compaction or
+    /// call for metrics after it was taken. Nothing with [`Executor::Inline`](crate::Executor::Inline).
     pub oldest_view_micros: Option<u64>,
 }
 
@@ -276,7 +276,8 @@ impl Inner {
     pub(crate) fn metrics(&self) -> Metrics {
         let superversion = self.superversion.load_full();
         let visible = self.visible.load();
-        let retention = self.retention.lock();
+        let mut retention = self.retention.lock();
+        retention.look(self.stopwatch());
         let views = retention.pins();
         let work = self.counters.levels.lock().clone();
         let partition = |(i, levels): (usize, &Levels)| PartitionMetrics {

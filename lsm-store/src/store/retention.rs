@@ -18,10 +18,10 @@ struct Partition {
 }
 
 /// Views that read at one number.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Pin {
     views: usize,
-    /// When there were none; nothing without a clock.
+    /// When somebody looked first. A view itself does not ask the clock: that may cost more than all else it does.
     since: Option<Instant>,
 }
 
@@ -60,10 +60,17 @@ impl Retention {
         }
     }
 
-    /// Pins the sequence numbers of a view, which begins now.
-    pub(crate) fn pin(&mut self, sequences: &[u64], now: Option<Instant>) {
+    /// Pins the sequence numbers of a view at what is visible.
+    pub(crate) fn pin(&mut self, sequences: &[u64]) {
         for (partition, sequence) in self.partitions.iter_mut().zip(sequences) {
-            partition.pins.entry(*sequence).or_insert(Pin { views: 0, since: now }).views += 1;
+            partition.pins.entry(*sequence).or_default().views += 1;
+        }
+    }
+
+    /// Remembers since when there are the views in use, as far as that is not known. Nothing without a clock.
+    pub(crate) fn look(&mut self, now: Option<Instant>) {
+        for pin in self.partitions.iter_mut().flat_map(|p| p.pins.values_mut()) {
+            pin.since = pin.since.or(now);
         }
     }
 
@@ -107,7 +114,7 @@ impl Retention {
         p.pins.first_key_value().map(|(sequence, _)| *sequence)
     }
 
-    /// Since when there is a view that reads at the oldest number, without a pause; nothing without a clock.
+    /// Since when it is known that there is a view at the oldest number, without a pause; nothing without a clock.
     pub(crate) fn oldest_pin_since(&self, partition: usize) -> Option<Instant> {
         self.partitions.get(partition)?.pins.first_key_value()?.1.since
     }
@@ -130,8 +137,8 @@ mod tests {
         assert_eq!(retention.bound(0, 100), 10, "the floor");
         assert_eq!(retention.bound(0, 5), 5, "a floor ahead of replay");
         assert_eq!(retention.bound(1, 100), 100, "newest only");
-        retention.pin(&[7, 70], None);
-        retention.pin(&[7, 70], None);
+        retention.pin(&[7, 70]);
+        retention.pin(&[7, 70]);
         assert_eq!((retention.bound(0, 100), retention.bound(1, 100)), (7, 70), "pinned");
         retention.unpin(&[7, 70]);
         assert_eq!(retention.bound(1, 100), 70, "one of two is still there");
@@ -142,21 +149,27 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_number_is_as_old_as_the_first_of_the_views_that_read_at_it_without_a_pause() {
+    fn the_oldest_number_is_as_old_as_it_is_known_that_views_read_at_it_without_a_pause() {
         let mut retention = Retention::new(std::iter::once((Keep::All, 0)));
         let start = Instant::now();
         let at = |seconds| Some(start + Duration::from_secs(seconds));
-        assert_eq!(retention.oldest_pin_since(0), None, "no view");
-        retention.pin(&[8], at(1));
-        retention.pin(&[7], at(2));
-        retention.pin(&[7], at(3));
-        assert_eq!(retention.oldest_pin_since(0), at(2), "the lowest number, its first view");
+        retention.look(at(1));
+        retention.pin(&[8]);
+        retention.look(None);
+        assert_eq!(retention.oldest_pin_since(0), None, "nobody has looked, with a clock");
+        retention.look(at(2));
+        retention.pin(&[7]);
+        retention.look(at(3));
+        retention.pin(&[7]);
+        retention.look(at(4));
+        assert_eq!(retention.oldest_pin_since(0), at(3), "the lowest number, at the first look");
         retention.unpin(&[7]);
-        assert_eq!(retention.oldest_pin_since(0), at(2), "one of two is still there");
+        assert_eq!(retention.oldest_pin_since(0), at(3), "one of two is still there");
         retention.unpin(&[7]);
-        assert_eq!(retention.oldest_pin_since(0), at(1), "the other number");
-        retention.pin(&[7], at(4));
-        assert_eq!(retention.oldest_pin_since(0), at(4), "anew");
+        assert_eq!(retention.oldest_pin_since(0), at(2), "the other number");
+        retention.pin(&[7]);
+        retention.look(at(5));
+        assert_eq!(retention.oldest_pin_since(0), at(5), "anew");
     }
 
     #[test]

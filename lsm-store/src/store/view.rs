@@ -34,10 +34,9 @@ impl Drop for Pinned {
 impl View {
     /// Fixes what is visible now.
     pub(crate) fn now(inner: Arc<Inner>) -> Self {
-        let since = inner.stopwatch();
         let mut retention = inner.retention.lock();
         let Visible { position, sequences } = inner.visible.load();
-        retention.pin(&sequences, since);
+        retention.pin(&sequences);
         drop(retention);
         Self(Arc::new(Pinned { inner, position, sequences }))
     }
@@ -48,7 +47,6 @@ impl View {
         partition: PartitionId,
         sequence: SequenceNumber,
     ) -> Result<Self> {
-        let since = inner.stopwatch();
         // What is visible is read and pinned under the lock that jobs take their bound under. A
         // superversion is loaded at each read, hence after this, and holds all that is visible now.
         let mut retention = inner.retention.lock();
@@ -56,7 +54,7 @@ impl View {
         let slot = sequences.get_mut(partition.slot()).ok_or_else(|| unknown(partition))?;
         retention.check(partition.slot(), sequence.0, *slot)?;
         *slot = sequence.0;
-        retention.pin(&sequences, since);
+        retention.pin(&sequences);
         drop(retention);
         Ok(Self(Arc::new(Pinned { inner, position, sequences })))
     }
