@@ -145,6 +145,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a call that takes room was refused because the disk, or what may be used of it, is full. A sync
+    /// that fails is never only that.
+    pub(crate) fn is_full_disk(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let Self::Io { op, source, .. } = self else { return false };
+        matches!(*op, "create" | "write") && matches!(source.kind(), StorageFull | QuotaExceeded)
+    }
+
     /// An I/O error with its operation and path.
     pub fn io(op: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { op, path: path.to_path_buf(), source }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lsm_store::events::{Event, EventSink, Listener};
-use lsm_store::vfs::{Fault, FaultKind, FaultWhen, MemVfs, OpSet, Vfs};
+use lsm_store::vfs::{CrashPolicy, Fault, FaultKind, FaultWhen, MemVfs, OpSet, Vfs};
 use lsm_store::{
     Durability, Error, Executor, Keep, Mode, Op, Options, PartitionId, PartitionOptions, Position,
     SequenceNumber, Store, WriteBatch,
@@ -231,4 +231,200 @@ fn background_threads_take_up_merges_when_there_is_room_again() {
     }
     check(&store, refused + 399);
     store.close().expect("closes");
+}
+
+/// A store with all sizes small, and some writes that are not in tables yet.
+fn unflushed(vfs: &MemVfs) -> Store {
+    let store = open(vfs, Mode::External, Executor::Inline);
+    for n in store.visible_position().index + 1..=20 {
+        put(&store, Mode::External, n).expect("room");
+    }
+    store
+}
+
+#[test]
+fn a_device_full_anywhere_in_a_flush_ends_nothing_and_the_flush_is_repeated_when_there_is_room() {
+    let good = MemVfs::new(1);
+    let store = open(&good, Mode::External, Executor::Inline);
+    (1..=10).for_each(|n| put(&store, Mode::External, n).expect("room"));
+    store.flush().expect("flushes");
+    store.close().expect("closes");
+    let (mut of_table, mut of_manifest) = (0, 0);
+    for room in (0..).step_by(8) {
+        let vfs = good.fork();
+        let store = unflushed(&vfs);
+        let before = tables(&vfs);
+        vfs.set_capacity(Some(used(&vfs) + room));
+        let enough = match store.flush() {
+            Ok(_) => true,
+            Err(Error::NoSpace { .. }) => {
+                of_manifest += 1;
+                assert_eq!(tables(&vfs), before, "room for {room}: no table is left of it");
+                false
+            }
+            Err(e) => {
+                of_table += 1;
+                assert!(matches!(e, Error::Io { op: "write", .. }), "room for {room}: {e}");
+                false
+            }
+        };
+        let raised = store.set_floor(DATA, SequenceNumber(5));
+        assert!(matches!(raised, Ok(()) | Err(Error::NoSpace { .. })), "{room}: {raised:?}");
+        let floor = if raised.is_ok() { 5 } else { 0 };
+        assert_eq!(store.floor(DATA).0, floor, "room for {room}: all or nothing");
+        assert_eq!(store.metrics().poisoned, None, "room for {room}: nothing is broken");
+        check_all(&store, 20, room);
+        if room % 64 == 0 {
+            // What is on disk now is what was said to be.
+            let now = vfs.fork();
+            now.kill();
+            now.set_capacity(None);
+            let again = open(&now, Mode::External, Executor::Inline);
+            let durable = if enough { 20 } else { 10 };
+            assert_eq!(again.durable_position().index, durable, "room for {room}");
+            assert_eq!(again.floor(DATA).0, floor, "room for {room}: the floor");
+        }
+        vfs.set_capacity(None);
+        store.set_floor(DATA, SequenceNumber(6)).expect("raises");
+        assert_eq!(store.flush().expect("flushes").index, 20, "room for {room}, then for all");
+        store.verify().expect("sound");
+        drop(store);
+        vfs.kill();
+        let store = open(&vfs, Mode::External, Executor::Inline);
+        check_all(&store, 20, room);
+        assert_eq!(store.floor(DATA).0, 6, "room for {room}: the floor, later");
+        if enough && raised.is_ok() {
+            break;
+        }
+    }
+    assert!(of_table > 50 && of_manifest > 5, "table {of_table}, manifest {of_manifest} times");
+}
+
+fn check_all(store: &Store, last: u64, room: u64) {
+    assert_eq!(store.last_sequence(DATA).0, last, "room for {room}");
+    check(store, last);
+}
+
+#[test]
+fn a_manifest_that_is_long_and_cannot_be_shortened_for_want_of_room_goes_on() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, Mode::External, Executor::Inline);
+    vfs.add_fault(Fault {
+        ops: OpSet::NAMES,
+        when: FaultWhen::Always,
+        kind: FaultKind::NoSpace,
+        path_contains: "MANIFEST".to_owned(),
+    });
+    let manifests = || {
+        let is_one = |f: &PathBuf| f.to_string_lossy().contains("MANIFEST");
+        vfs.files().into_iter().filter(is_one).collect::<Vec<_>>()
+    };
+    let first = manifests();
+    // Each edit names two of these keys.
+    let (low, high) = (vec![b'a'; 60_000], vec![b'b'; 60_000]);
+    let flush = |n: u64| {
+        let mut run = store.begin_run(Position { index: n, term: 1, extra: vec![] })?;
+        let (low, high) = (Op::Put { key: &low, value: b"" }, Op::Put { key: &high, value: b"" });
+        run.apply(DATA, SequenceNumber(n), &[low, high])?;
+        run.publish()?;
+        store.flush()
+    };
+    for n in 1..=24 {
+        assert_eq!(flush(n).expect("goes on").index, n, "in the manifest there is");
+    }
+    store.verify().expect("memory and manifest agree");
+    assert_eq!((manifests(), store.metrics().poisoned), (first.clone(), None), "the same one");
+    let long = vfs.content(&first[0]).expect("there").len();
+    assert!(long > 2 << 20, "{long} bytes: it should have been shortened");
+    vfs.clear_faults();
+    flush(25).expect("flushes");
+    let short = manifests();
+    assert!(short.len() == 1 && short != first, "another one: {short:?}");
+    let len = vfs.content(&short[0]).expect("there").len();
+    assert!(len < long / 2, "{len} of {long} bytes");
+    drop(store);
+    vfs.kill();
+    assert_eq!(open(&vfs, Mode::External, Executor::Inline).last_sequence(DATA).0, 25, "all");
+}
+
+/// What a store whose writes go to tables can be asked for that ends in an edit.
+const ASKED: [fn(&Store) -> lsm_store::Result<()>; 3] = [
+    |store| store.flush().map(drop),
+    |store| store.set_floor(DATA, SequenceNumber(5)),
+    |store| store.compact_all(),
+];
+
+fn tables(vfs: &MemVfs) -> Vec<PathBuf> {
+    let is_table = |path: &PathBuf| path.extension().is_some_and(|e| e == "sst");
+    vfs.files().into_iter().filter(is_table).collect()
+}
+
+#[test]
+fn a_device_that_is_full_from_any_call_on_ends_nothing_in_a_store_without_a_log() {
+    let good = MemVfs::new(1);
+    let store = open(&good, Mode::External, Executor::Inline);
+    (1..=10).for_each(|n| put(&store, Mode::External, n).expect("room"));
+    store.flush().expect("flushes");
+    store.close().expect("closes");
+    let mut refused = [0; ASKED.len()];
+    for (nth, ask) in ASKED.iter().enumerate() {
+        // The first edit of an opening writes a manifest anew, later ones are appended to it.
+        for edited in [false, true] {
+            for call in 0.. {
+                let context = format!("request {nth}, edited {edited}, full from call {call} on");
+                let vfs = good.fork();
+                let store = unflushed(&vfs);
+                if nth == 2 {
+                    // So that it is nothing but a merge.
+                    store.flush().expect("room");
+                }
+                if edited {
+                    store.set_floor(DATA, SequenceNumber(3)).expect("room");
+                }
+                let before = tables(&vfs);
+                let fault = Fault {
+                    ops: OpSet::TAKING_ROOM,
+                    when: FaultWhen::From(vfs.calls() + call),
+                    kind: FaultKind::NoSpace,
+                    path_contains: String::new(),
+                };
+                vfs.add_fault(fault);
+                let answer = ask(&store);
+                if answer.is_err() {
+                    refused[nth] += 1;
+                    assert_eq!(tables(&vfs), before, "{context}: as if never begun");
+                    let others = vfs.files().len() - before.len();
+                    assert_eq!(
+                        others,
+                        3,
+                        "{context}: LOCK, a marker, a manifest: {:?}",
+                        vfs.files()
+                    );
+                }
+                assert_eq!(store.metrics().poisoned, None, "{context}: {answer:?}");
+                let sound = store.verify();
+                assert!(sound.is_ok(), "{context}: memory and manifest agree: {sound:?}");
+                let fired = vfs.faults_fired() > 0;
+                check(&store, 20);
+                vfs.clear_faults();
+                // What is on disk now is what was said to be.
+                let now = vfs.fork();
+                now.crash(CrashPolicy::LOSE_UNSYNCED, call);
+                let again = open(&now, Mode::External, Executor::Inline);
+                assert_eq!(again.durable_position(), store.durable_position(), "{context}");
+                assert_eq!(again.floor(DATA), store.floor(DATA), "{context}: the floor");
+                drop(again);
+                put(&store, Mode::External, 21).expect("goes on");
+                ask(&store).expect("is done when there is room");
+                store.flush().expect("flushes");
+                drop(store);
+                vfs.crash(CrashPolicy::LOSE_UNSYNCED, call);
+                check(&open(&vfs, Mode::External, Executor::Inline), 21);
+                if !fired {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(refused.iter().all(|n| *n > 4), "each was refused at some calls: {refused:?}");
 }

@@ -153,6 +153,8 @@ pub(crate) struct ManifestFile {
     /// Everything below is synced.
     durable_to: u64,
     records: u64,
+    /// How many of them are below `durable_to`.
+    durable_records: u64,
     snapshot_end: u64,
 }
 
@@ -172,6 +174,7 @@ impl ManifestFile {
             end: FIRST_RECORD,
             durable_to: 0,
             records: 0,
+            durable_records: 0,
             snapshot_end: 0,
         };
         let mut buf = header.encode();
@@ -193,7 +196,7 @@ impl ManifestFile {
         manifest.encode_record(&mut buf, KIND_SNAPSHOT_END, &end);
         manifest.file.write_all_at(&buf, 0).context("write", path)?;
         perf::time(Count::SyncNanos, || manifest.file.sync_all()).context("sync", path)?;
-        manifest.durable_to = manifest.end;
+        manifest.synced();
         manifest.snapshot_end = manifest.end;
         manifest.write_note()?;
         Ok(manifest)
@@ -225,8 +228,29 @@ impl ManifestFile {
         self.encode_record(&mut buf, KIND_EDIT, &payload);
         self.file.write_all_at(&buf, at).context("write", &self.path)?;
         perf::time(Count::SyncNanos, || self.file.sync_data()).context("sync", &self.path)?;
+        self.synced();
+        // The edit is durable, whether there is room for the note or not: the next append then covers it.
+        match self.write_note() {
+            Err(error) if error.is_full_disk() => self.take_back(),
+            noted => noted,
+        }
+    }
+
+    /// Takes back what there was no room for: afterwards nothing but what was synced is in the file.
+    ///
+    /// # Errors
+    /// What is in the file is unknown.
+    pub(crate) fn take_back(&mut self) -> Result<()> {
+        self.file.set_len(self.durable_to).context("shorten", &self.path)?;
+        self.file.sync_all().context("sync", &self.path)?;
+        self.end = self.durable_to;
+        self.records = self.durable_records;
+        Ok(())
+    }
+
+    const fn synced(&mut self) {
         self.durable_to = self.end;
-        self.write_note()
+        self.durable_records = self.records;
     }
 
     /// Promises that what was synced is synced, so that damage to the last edit is told from a torn tail.

@@ -67,6 +67,11 @@ impl DamageReports {
         self.news.swap(false, Ordering::AcqRel)
     }
 
+    /// What was asked for could not be recorded: the next who asks has it again.
+    pub(crate) fn put_off(&self) {
+        self.news.store(true, Ordering::Release);
+    }
+
     /// What was wrong with a table, if anything.
     pub(crate) fn of(&self, table: FileNumber) -> Option<String> {
         let known = self.known.lock();

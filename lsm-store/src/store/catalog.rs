@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::checksum::{Digester, fold64};
 use crate::error::{Error, Result};
 use crate::manifest::current::{Listing, manifest_path, refuse_lost_marker, switch};
-use crate::manifest::edit::Item;
+use crate::manifest::edit::{self, Item};
 use crate::manifest::file::{self, Contents, Header, ManifestFile};
 use crate::manifest::state::ManifestState;
 use crate::options::{Executor, Options};
@@ -20,6 +20,14 @@ use crate::vfs::Vfs;
 /// File numbers are reserved in the manifest this many at a time, so that one is never used twice even
 /// if what it was used for is lost in a crash.
 const NUMBERS_RESERVED: u64 = 64;
+
+/// How much of an edit is in the manifest that is appended to.
+enum Appended {
+    Whole,
+    /// Nothing that cannot be cut off.
+    Nothing,
+    Unknown,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -138,40 +146,76 @@ impl Catalog {
     }
 
     /// Makes an edit durable. If appending it fails, a new manifest with the whole state settles whether
-    /// it happened.
+    /// it happened. A manifest that is due to be shortened goes on as it is until there is room for another.
     ///
     /// # Errors
-    /// If the new manifest fails too, or the edit contradicts the state (a bug): what is on disk is then
+    /// `NoSpace` if there is room for neither: the edit is certainly not on disk, and the state is what it was.
+    /// Any other if the new manifest fails too, or the edit contradicts the state (a bug): what is on disk is then
     /// unknown and the store must not go on.
     pub(crate) fn commit(&mut self, items: &[Item]) -> Result<()> {
         let applied = self.state.apply(items);
         applied.map_err(|detail| Error::Poisoned {
             reason: format!("invalid manifest edit: {detail}"),
         })?;
-        if let Some(file) = &mut self.file
-            && file.append(items).is_ok()
-            && !file.should_roll()
-        {
-            return Ok(());
+        let appended = match &mut self.file {
+            None => Appended::Nothing,
+            Some(file) => match file.append(items) {
+                Ok(()) if !file.should_roll() => return Ok(()),
+                Ok(()) => Appended::Whole,
+                Err(full) if full.is_full_disk() => Appended::Nothing,
+                Err(_settled_by_a_new_one) => Appended::Unknown,
+            },
+        };
+        match (self.roll(), appended) {
+            (Err(full), Appended::Whole) if full.is_full_disk() => Ok(()),
+            (Err(full), Appended::Nothing) if full.is_full_disk() => self.take_back(items),
+            (rolled, _) => rolled,
         }
-        self.roll()
+    }
+
+    /// Undoes an edit that there was no room for: what is in the file of it is cut off, and the state is
+    /// what the file says.
+    fn take_back(&mut self, items: &[Item]) -> Result<()> {
+        if let Some(file) = &mut self.file {
+            file.take_back()?;
+        }
+        self.state = self.reread()?;
+        Err(Error::NoSpace {
+            free: self.vfs.free_space(&self.dir).unwrap_or(0),
+            needed: edit::encode(items).len() as u64,
+        })
     }
 
     /// Writes a new manifest with the present state and puts it in force.
+    ///
+    /// # Errors
+    /// That of a full disk: nothing has changed but a number, which is used up. After any other it is unknown
+    /// which manifest is in force.
     fn roll(&mut self) -> Result<()> {
         let number = self.next;
         self.next = FileNumber(number.0 + 1);
+        let reserved = self.state.next_file;
         // The snapshot itself reserves, so there is always a number to roll with.
-        self.state.next_file =
-            FileNumber(self.state.next_file.0.max(self.next.0 + NUMBERS_RESERVED));
+        self.state.next_file = FileNumber(reserved.0.max(self.next.0 + NUMBERS_RESERVED));
         let header =
             Header { store_id: self.store_id, number, epoch: epoch(self.uid_base, number) };
         let path = manifest_path(&self.dir, number);
-        self.file = Some(ManifestFile::create(&*self.vfs, &path, header, &self.state)?);
+        let created = ManifestFile::create(&*self.vfs, &path, header, &self.state);
+        let switched = created.and_then(|file| {
+            Ok((file, switch(&*self.vfs, &self.dir, self.iteration + 1, number)?))
+        });
+        let (file, leftovers) = switched.inspect_err(|error| {
+            self.state.next_file = reserved;
+            if error.is_full_disk() {
+                // No marker names it, and it takes room. If it cannot be removed the next switch does it.
+                let _as_far_as_possible = self.vfs.unlink(&path).is_ok();
+            }
+        })?;
+        self.file = Some(file);
         self.path = path;
         self.iteration += 1;
         self.number = number;
-        self.leftovers = switch(&*self.vfs, &self.dir, self.iteration, number)?;
+        self.leftovers = leftovers;
         self.news = Some(number);
         Ok(())
     }

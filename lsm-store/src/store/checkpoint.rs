@@ -192,7 +192,7 @@ impl Inner {
         let mut catalog = self.catalog.lock();
         self.state.lock().check_writable()?;
         // A number is used up for the id, so that none is given twice.
-        let (_number, snapshot_id) = catalog.allocate().inspect_err(|e| self.poison(e))?;
+        let (_number, snapshot_id) = catalog.allocate().inspect_err(|e| self.edit_failed(e))?;
         let mut state = catalog.state().clone();
         // Keeps its files while they are linked.
         let version = Arc::clone(&self.superversion.load().version);
@@ -236,7 +236,7 @@ impl Inner {
         let Some((id, true)) = catalog.state().adopted else { return Ok(()) };
         let committed = catalog.commit(&[Item::Adopted { id, fresh: false }]);
         drop(catalog);
-        committed.inspect_err(|e| self.poison(e))
+        committed.inspect_err(|e| self.edit_failed(e))
     }
 
     fn refuse_damage(&self, version: &Version) -> Result<()> {

@@ -60,7 +60,8 @@ impl Damage {
 }
 
 impl Inner {
-    /// Looks at what was reported since the last time, and records what is still so.
+    /// Looks at what was reported since the last time, and records what is still so. Without room for the
+    /// record it is due again.
     ///
     /// # Errors
     /// If the record cannot be made durable; the store is then poisoned.
@@ -70,7 +71,7 @@ impl Inner {
         }
         let version = Arc::clone(&self.superversion.load().version);
         let mut items = Vec::new();
-        let mut events = Vec::new();
+        let mut found = Vec::new();
         for table in version.tables() {
             let number = table.meta().number;
             for (offset, detail) in self.reports.unsettled(number) {
@@ -84,13 +85,17 @@ impl Inner {
                     items.push(Item::Damaged { number, smallest, largest });
                 }
                 let file = table.path().to_path_buf();
-                events.push(Event::Damaged { file, offset, detail });
-                self.reports.settle((number, offset));
+                found.push(((number, offset), Event::Damaged { file, offset, detail }));
             }
         }
         drop(version);
         let recorded = self.record_damage(items);
-        for event in events {
+        if matches!(recorded, Err(Error::NoSpace { .. })) {
+            self.reports.put_off();
+            return Ok(());
+        }
+        for (place, event) in found {
+            self.reports.settle(place);
             self.options.events.emit(|| event);
         }
         recorded
@@ -108,7 +113,7 @@ impl Inner {
         let committed = catalog.commit(&items);
         drop(catalog);
         self.tell_of_manifest();
-        committed.inspect_err(|e| self.poison(e))
+        committed.inspect_err(|e| self.edit_failed(e))
     }
 
     /// Whether a table is to be left out of compactions.
@@ -129,7 +134,7 @@ impl Inner {
     pub(crate) fn damage(&self) -> Result<Vec<Damage>> {
         self.settle_damage()?;
         let version = Arc::clone(&self.superversion.load().version);
-        let catalog = self.catalog.lock();
+        let recorded = self.catalog.lock().state().damaged.clone();
         let mut all = Vec::new();
         for table in version.tables() {
             let meta = table.meta();
@@ -143,9 +148,14 @@ impl Inner {
             };
             if table.check_open().is_err() {
                 all.push(damage((meta.smallest.user_key.clone(), meta.largest.user_key.clone())));
-            } else if let Some(ranges) = catalog.state().damaged.get(&meta.number) {
-                all.extend(ranges.iter().cloned().map(damage));
+                continue;
             }
+            let ranges = recorded.get(&meta.number).into_iter().flatten();
+            all.extend(ranges.cloned().map(&damage));
+            // There was no room to record these.
+            let put_off = self.reports.unsettled(meta.number).into_iter();
+            let extents = put_off.map(|(offset, _)| extent(table, offset));
+            all.extend(extents.map(|found| damage((found.smallest, found.largest))));
         }
         Ok(all)
     }

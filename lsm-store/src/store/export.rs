@@ -65,7 +65,7 @@ impl Store {
         inner.state.lock().check_writable()?;
         let allocated = catalog.allocate();
         drop(catalog);
-        let (_number, snapshot_id) = allocated.inspect_err(|e| inner.poison(e))?;
+        let (_number, snapshot_id) = allocated.inspect_err(|e| inner.edit_failed(e))?;
         new_dir(&*inner.vfs, dir)?;
         let mut output = Output { inner, dir, range, tables: Vec::new(), open: None };
         let mut merge = superversion.merge(range.partition.slot(), Reading::COMPACTION);
@@ -179,7 +179,7 @@ impl Output<'_> {
             let mut catalog = self.inner.catalog.lock();
             let allocated = catalog.allocate();
             drop(catalog);
-            let (number, uid) = allocated.inspect_err(|e| self.inner.poison(e))?;
+            let (number, uid) = allocated.inspect_err(|e| self.inner.edit_failed(e))?;
             let path = table_path(self.dir, number);
             let file = self.inner.vfs.create_new(&path).context("create", &path)?;
             let layout = self.inner.layout(LEVELS - 1);

@@ -263,7 +263,7 @@ impl Inner {
         let mut catalog = self.catalog.lock();
         let allocated = catalog.allocate();
         drop(catalog);
-        let (number, uid) = allocated.inspect_err(|e| self.poison(e))?;
+        let (number, uid) = allocated.inspect_err(|e| self.edit_failed(e))?;
         let path = table_path(&self.dir, number);
         made.push(path.clone());
         Ok((number, uid, path))

@@ -226,6 +226,13 @@ impl Inner {
         }
     }
 
+    /// Stops all writes after an edit that failed, unless the error says that nothing happened.
+    pub(crate) fn edit_failed(&self, error: &Error) {
+        if !matches!(error, Error::NoSpace { .. }) {
+            self.poison(error);
+        }
+    }
+
     /// Whether a freeze at the next run boundary is due.
     pub(crate) fn freeze_is_due(&self, active: &MemSet) -> bool {
         active.bytes() >= self.options.memtable_bytes
@@ -315,7 +322,8 @@ impl Inner {
     /// adds that are not in the version yet; those that leave it go with their last reader.
     ///
     /// # Errors
-    /// If the edit cannot be made durable or contradicts the version; the store is then poisoned.
+    /// `NoSpace`: nothing happened. Any other if the edit cannot be made durable or contradicts the version; the
+    /// store is then poisoned.
     pub(crate) fn install(
         &self,
         edit: impl FnOnce(&ManifestState) -> Vec<Item>,
@@ -336,7 +344,7 @@ impl Inner {
             Ok(edited) => edited,
             Err(e) => {
                 drop(catalog);
-                self.poison(&e);
+                self.edit_failed(&e);
                 return Err(e);
             }
         };

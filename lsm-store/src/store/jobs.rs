@@ -184,7 +184,7 @@ impl Inner {
 
     /// Creates the file of an output and enters it into `created`.
     pub(crate) fn create_output(&self, created: &mut Vec<PathBuf>) -> Result<OutputFile> {
-        let (number, uid) = self.catalog.lock().allocate().inspect_err(|e| self.poison(e))?;
+        let (number, uid) = self.catalog.lock().allocate().inspect_err(|e| self.edit_failed(e))?;
         let path = table_path(&self.dir, number);
         let file = self.vfs.create_new(&path).context("create", &path)?;
         created.push(path.clone());

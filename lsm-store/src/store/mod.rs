@@ -419,7 +419,7 @@ impl Store {
     ///
     /// # Errors
     /// `FutureSequence` above the newest published number; `InvalidArgument` for an unknown partition or
-    /// one that keeps only the newest versions; `Io`, `Poisoned`, `Closed`.
+    /// one that keeps only the newest versions; `NoSpace`, `Io`, `Poisoned`, `Closed`.
     pub fn set_floor(&self, partition: PartitionId, sequence: SequenceNumber) -> Result<()> {
         let inner = self.inner();
         self.check_partition(partition)?;
@@ -446,7 +446,7 @@ impl Store {
             catalog.commit(&[Item::Floor { partition: partition.0, sequence: sequence.0 }]);
         drop(catalog);
         if let Err(e) = committed {
-            inner.poison(&e);
+            inner.edit_failed(&e);
             return Err(e);
         }
         inner.retention.lock().raise(partition.slot(), sequence.0);

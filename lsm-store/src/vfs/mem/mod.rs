@@ -135,6 +135,7 @@ impl World {
             let fires = fault.concerns(op, path)
                 && match fault.when {
                     FaultWhen::Call(at) => at == call,
+                    FaultWhen::From(at) => at <= call,
                     FaultWhen::Chance(in_a_million) => {
                         self.rng.chance(u64::from(in_a_million), 1_000_000)
                     }

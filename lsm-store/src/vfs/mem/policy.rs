@@ -118,6 +118,15 @@ impl OpSet {
     pub const OPENS: Self = Self(Op::Open.bit() | Op::List.bit());
     /// Writes of content, new lengths, reserved space.
     pub const WRITES: Self = Self(Op::Write.bit() | Op::SetLen.bit() | Op::Allocate.bit());
+    /// Those that a full device refuses: writes of content, reserved space, new names.
+    pub const TAKING_ROOM: Self = Self(
+        Op::Write.bit()
+            | Op::Allocate.bit()
+            | Op::Create.bit()
+            | Op::Rename.bit()
+            | Op::Link.bit()
+            | Op::CreateDir.bit(),
+    );
     /// Second names.
     pub const LINKS: Self = Self(Op::Link.bit());
     /// Syncs of files.
@@ -162,6 +171,8 @@ pub enum FaultKind {
 pub enum FaultWhen {
     /// The call with this number, counted as by [`MemVfs::calls`](super::MemVfs::calls), once.
     Call(u64),
+    /// That call and every later one, until the fault is cleared.
+    From(u64),
     /// Each call with this chance, in a million.
     Chance(u32),
     /// Every call, until the fault is cleared.
