@@ -145,6 +145,40 @@ fn repair_needs_consent_and_says_what_is_lost() {
 }
 
 #[test]
+fn repair_makes_a_store_from_tables_and_log_when_the_manifest_is_gone() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let source = dir.path().join("damaged");
+    std::fs::create_dir(&source).expect("creates");
+    store(&source);
+    for entry in std::fs::read_dir(&source).expect("lists") {
+        let path = entry.expect("entry").path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("MANIFEST-")) {
+            std::fs::remove_file(path).expect("removes");
+        }
+    }
+    let to = dir.path().join("new");
+    let from = source.to_str().expect("text");
+    let unknown = lsmctl(&["repair", "--accept-loss", from], &to);
+    assert_eq!(unknown.status.code(), Some(3), "{unknown:?}");
+    let asks = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(asks.contains("--store-id") && asks.contains("--partition"), "{asks}");
+    let said = ["repair", "--accept-loss", "--store-id", "7", "--partition", "data", from];
+    let repair = lsmctl(&said, &to);
+    assert_eq!(repair.status.code(), Some(1), "{repair:?}");
+    assert!(text(&repair).contains("lost: the manifest: "), "{}", text(&repair));
+    let verify = lsmctl(&["verify"], &to);
+    assert_eq!(verify.status.code(), Some(0), "the new store is sound: {verify:?}");
+    let partitions = vec![PartitionOptions { name: "data".to_owned(), keep: Keep::All }];
+    let options = Options { mode: Mode::Wal, ..Options::new(7, partitions) };
+    let saved =
+        Store::open(Arc::new(RealVfs::new()), &to, options, Executor::Inline).expect("opens");
+    for n in 0..30 {
+        let found = saved.get(PartitionId(0), format!("key-{n:03}").as_bytes()).expect("reads");
+        assert!(found.is_some(), "key {n}, from a table or the log");
+    }
+}
+
+#[test]
 fn bench_runs_what_is_named_and_leaves_nothing() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let at = dir.path().join("bench");

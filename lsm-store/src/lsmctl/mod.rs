@@ -75,6 +75,7 @@ enum Command {
     ///
     /// The damaged store is not changed. In the ranges reported as lost, newer values and deletes are
     /// missing, so older values may come back there: another copy of the store is always better.
+    /// Without a readable manifest the tables tell what the store was, and keys that were deleted may be back.
     /// Exit code 1 if anything is lost.
     Repair {
         /// The damaged store's directory
@@ -84,6 +85,13 @@ enum Command {
         /// Says that losses are acceptable; nothing is done without it
         #[arg(long, required = true)]
         accept_loss: bool,
+        /// The store's id, if no manifest says it
+        #[arg(long, value_name = "ID", requires = "partition")]
+        store_id: Option<u128>,
+        /// A partition of the store, if no manifest says them; once for each, in their order. NAME keeps all
+        /// versions, NAME:newest only the newest
+        #[arg(long, value_name = "NAME", requires = "store_id")]
+        partition: Vec<String>,
         /// Show the keys that bound what is lost
         #[arg(long)]
         keys: bool,
@@ -130,8 +138,8 @@ pub fn main() -> ExitCode {
         Command::Dump { path, show, limit } => dump::run(&*vfs, &path, show, limit),
         Command::Verify { dir, output } => verify::run(&vfs, &dir, output),
         Command::Bench(asked) => return bench::run(asked),
-        Command::Repair { dir, to, accept_loss: _, keys, output } => {
-            repair::run(vfs, &dir, &to, keys, output)
+        Command::Repair { dir, to, accept_loss: _, store_id, partition, keys, output } => {
+            repair::run(vfs, (&dir, &to), store_id.map(|id| (id, partition)), keys, output)
         }
     };
     match ended {

@@ -9,7 +9,8 @@ use std::path::Path;
 use crate::coding::{DecodeError, Reader, put_length_prefixed, put_varint};
 use crate::error::{Error, Result};
 use crate::internal_key::InternalKey;
-use crate::sstable::QUANTILES;
+use crate::sstable::{QUANTILES, TableMeta};
+use crate::types::FileNumber;
 
 /// Names the order of keys; another one is refused.
 const COMPARATOR: &[u8] = b"bytewise-1";
@@ -70,7 +71,7 @@ pub(crate) fn read_internal_key(
 }
 
 impl Properties {
-    /// Those of a table that cannot be read.
+    /// Those of a table of which nothing else is known.
     pub(crate) const fn unknown(uid: u128, partition: u8) -> Self {
         let none = InternalKey { user_key: Vec::new(), sequence: 0 };
         Self {
@@ -91,6 +92,26 @@ impl Properties {
             codec: 0,
             data_blocks: 0,
             creator: Vec::new(),
+        }
+    }
+
+    /// What a manifest says of a table with these properties.
+    pub(crate) fn meta(&self, number: FileNumber, len: u64, digest: u128) -> TableMeta {
+        TableMeta {
+            partition: self.partition,
+            number,
+            uid: self.uid,
+            len,
+            digest,
+            smallest: self.smallest.clone(),
+            largest: self.largest.clone(),
+            min_sequence: self.min_sequence,
+            max_sequence: self.max_sequence,
+            entries: self.entries,
+            deletes: self.deletes,
+            superseded: self.superseded,
+            superseded_at: self.superseded_at,
+            kv_digest: self.kv_digest,
         }
     }
 
@@ -131,25 +152,7 @@ impl Properties {
 
     fn decode_fields(raw: &[u8]) -> std::result::Result<Self, String> {
         let text = |e: DecodeError| e.what.to_owned();
-        let mut properties = Self {
-            uid: 0,
-            partition: 0,
-            entries: 0,
-            deletes: 0,
-            raw_key_bytes: 0,
-            raw_value_bytes: 0,
-            smallest: InternalKey { user_key: Vec::new(), sequence: 0 },
-            largest: InternalKey { user_key: Vec::new(), sequence: 0 },
-            min_sequence: 0,
-            max_sequence: 0,
-            kv_digest: 0,
-            superseded: 0,
-            superseded_at: [0; QUANTILES],
-            tombstone_dense_blocks: 0,
-            codec: 0,
-            data_blocks: 0,
-            creator: Vec::new(),
-        };
+        let mut properties = Self::unknown(0, 0);
         let mut seen = 0_u64;
         let mut reader = Reader::new(raw);
         while !reader.is_empty() {

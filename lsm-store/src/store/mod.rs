@@ -27,6 +27,7 @@ mod jobs;
 mod metrics;
 mod pacing;
 mod pressure;
+mod rebuild;
 pub(crate) mod recovery;
 mod report;
 mod retention;

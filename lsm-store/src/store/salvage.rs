@@ -2,17 +2,18 @@
 //!
 //! Tables that are whole are taken as they are; of others, the blocks that can be read. What is lost is
 //! reported by range: there, deletes and newer versions may be missing, so older values may come back. The
-//! damaged store is not touched.
+//! damaged store is not touched. Without a manifest, see `rebuild`.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::cache::BlockCache;
 use crate::checksum;
-use crate::error::{IoContext, Result};
-use crate::manifest::current::{manifest_path, table_path};
+use crate::error::{Error, IoContext, Result};
+use crate::manifest::current::{Listing, manifest_path, parse_table, table_dir, table_path};
 use crate::manifest::edit::{Item, PlacedTable};
-use crate::manifest::file::Contents;
+use crate::manifest::file;
 use crate::manifest::state::ManifestState;
 use crate::options::Options;
 use crate::sstable::TableMeta;
@@ -26,6 +27,7 @@ use crate::store::catalog::Catalog;
 use crate::store::checkpoint::{complete, link_or_copy, new_dir, read_whole, write_whole};
 use crate::store::damage::{Damage, open_tables};
 use crate::store::jobs::layout;
+use crate::store::rebuild::rebuild;
 use crate::store::recovery::lock;
 use crate::store::snapshot::Description;
 use crate::types::PartitionId;
@@ -46,6 +48,12 @@ pub struct Salvaged {
     pub entries: u64,
     /// Ranges of which entries are lost.
     pub lost: Vec<Damage>,
+    /// Why the manifest could not be used, if so: what the store was was then taken from its tables. Keys that
+    /// were deleted may be back, if a table that a merge had replaced was still there.
+    pub manifest: Option<String>,
+    /// Without a manifest, entries that were in more than one table, and are now in one: some of those tables
+    /// had been replaced, or were being made.
+    pub repeated: u64,
 }
 
 impl Store {
@@ -54,8 +62,13 @@ impl Store {
     /// are missing: reads there may find older values, or nothing. Better than this, if there is another
     /// copy of the store, is [`excise_and_ingest`](Store::excise_and_ingest).
     ///
+    /// If the manifest or its marker is damaged or missing, the tables tell what the store was: the newest
+    /// version of every key that is in any of them. Retention floors then rise to the newest sequence number. With
+    /// [`Mode::Wal`](crate::Mode::Wal) the log brings the position; otherwise that is 0, for it is not known which
+    /// part of the caller's log the tables hold: nothing should be replayed on it.
+    ///
     /// # Errors
-    /// `Corruption` if the manifest cannot be read; `Locked`, `WrongStore`, `InvalidArgument`; `Io`.
+    /// `Locked`, `WrongStore`, `InvalidArgument`, `UnknownVersion`; `Io`.
     pub fn salvage(
         vfs: Arc<dyn Vfs>,
         dir: &Path,
@@ -63,33 +76,86 @@ impl Store {
         to: &Path,
     ) -> Result<Salvaged> {
         let _lock = lock(&*vfs, dir)?;
-        let (Contents { state, .. }, listing) = Catalog::read(&*vfs, dir, options)?;
-        let manifest =
-            listing.current().map_or_else(|| dir.to_path_buf(), |(_, n)| manifest_path(dir, n));
-        let (cache, graveyard) = (Arc::new(BlockCache::new(0)), Graveyard::default());
-        let reports = Arc::<DamageReports>::default();
-        let lenient = Options { refuse_damaged: false, ..options.clone() };
-        let shared = (&cache, &graveyard, &reports);
-        let files = FilePool::new(Arc::clone(&vfs), options.max_open_files);
-        let tables = open_tables(&files, dir, &lenient, &manifest, &state, &[], shared)?;
-        new_dir(&*vfs, to)?;
         let mut salvaged = Salvaged::default();
-        let mut kept = Vec::new();
-        for table in &tables {
-            let Some(placed) = state.tables.get(&table.meta().number) else { continue };
-            kept.extend(salvaged.table(&*vfs, options, table, placed, to)?);
-        }
+        let listed = match in_manifest(&vfs, dir, options) {
+            Ok(listed) => Some(listed),
+            Err(error) if is_lost(&error) => {
+                salvaged.manifest = Some(error.to_string());
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        new_dir(&*vfs, to)?;
+        let id = checksum::digest(format!("salvage of {}", dir.display()).as_bytes());
+        let state = match listed {
+            Some((state, tables)) => {
+                let mut kept = Vec::new();
+                for table in &tables {
+                    let Some(placed) = state.tables.get(&table.meta().number) else { continue };
+                    kept.extend(salvaged.table(&*vfs, options, table, placed, to)?);
+                }
+                with_tables(&state, kept)?
+            }
+            None => rebuild(&vfs, options, (dir, to), &mut salvaged)?,
+        };
+        let state = as_copy(state, id)?;
         copy_log(&*vfs, dir, to)?;
-        let id = checksum::digest(format!("salvage of {manifest:?}").as_bytes());
-        let state = with_tables(&state, kept, id)?;
         let (store_id, snapshot_id) = (options.store_id, id);
         complete(&vfs, to, Description { store_id, snapshot_id, state, exported: None })?;
         Ok(salvaged)
     }
 }
 
+/// Whether an error says that the manifest is not what it was.
+fn is_lost(error: &Error) -> bool {
+    let missing = matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound);
+    missing || matches!(error, Error::Corruption { .. })
+}
+
+/// What the manifest says, and the tables that it lists. If only the marker is lost, it is the newest manifest
+/// that counts: either it was in force, or it says the same as the one that was and an edit that was about to be.
+fn in_manifest(
+    vfs: &Arc<dyn Vfs>,
+    dir: &Path,
+    options: &Options,
+) -> Result<(ManifestState, Vec<Arc<Table>>)> {
+    let mut strangers = Vec::new();
+    let (state, manifest) = match Catalog::read(&**vfs, dir, options) {
+        Ok((contents, listing)) => {
+            let number = listing.current().map(|(_, number)| number);
+            (contents.state, number.map_or_else(|| dir.to_path_buf(), |n| manifest_path(dir, n)))
+        }
+        Err(error) if is_lost(&error) => {
+            let listing = Listing::read(&**vfs, dir)?;
+            let marked = listing.current().map(|(_, number)| number);
+            let newest = listing.manifests.last().copied();
+            let Some(number) = newest.filter(|newest| marked.is_none_or(|m| m < *newest)) else {
+                return Err(error);
+            };
+            let manifest = manifest_path(dir, number);
+            let state = file::read(&**vfs, &manifest, options.store_id, number)?;
+            if let Some(mismatch) = state.partition_mismatch(&options.partitions) {
+                let detail = format!("{}: {mismatch}", manifest.display());
+                return Err(Error::InvalidArgument(detail));
+            }
+            let tables = table_dir(dir);
+            strangers = vfs.list(&tables).context("list", &tables)?;
+            strangers.retain(|p| parse_table(p).is_some_and(|n| !state.tables.contains_key(&n)));
+            (state, manifest)
+        }
+        Err(error) => return Err(error),
+    };
+    let (cache, graveyard) = (Arc::new(BlockCache::new(0)), Graveyard::default());
+    let reports = Arc::<DamageReports>::default();
+    let lenient = Options { refuse_damaged: false, ..options.clone() };
+    let shared = (&cache, &graveyard, &reports);
+    let files = FilePool::new(Arc::clone(vfs), options.max_open_files);
+    let tables = open_tables(&files, dir, &lenient, &manifest, &state, &strangers, shared)?;
+    Ok((state, tables))
+}
+
 impl Salvaged {
-    fn table(
+    pub(super) fn table(
         &mut self,
         vfs: &dyn Vfs,
         options: &Options,
@@ -146,17 +212,23 @@ impl Salvaged {
     }
 }
 
-/// The state with other tables, as a copy that is to be opened.
-fn with_tables(state: &ManifestState, tables: Vec<PlacedTable>, id: u128) -> Result<ManifestState> {
+/// The state with other tables.
+fn with_tables(state: &ManifestState, tables: Vec<PlacedTable>) -> Result<ManifestState> {
     let gone = state.tables.values().map(|placed| Item::DeleteTable {
         partition: placed.meta.partition,
         level: placed.level,
         number: placed.meta.number,
     });
     let added = tables.into_iter().map(|placed| Item::AddTable(Box::new(placed)));
-    let items: Vec<_> = gone.chain(added).chain([Item::Adopted { id, fresh: true }]).collect();
+    let items: Vec<_> = gone.chain(added).collect();
     let mut state = state.clone();
-    state.apply(&items).map_err(crate::error::Error::InvalidArgument)?;
+    state.apply(&items).map_err(Error::InvalidArgument)?;
+    Ok(state)
+}
+
+/// The state as that of a copy that is to be opened.
+fn as_copy(mut state: ManifestState, id: u128) -> Result<ManifestState> {
+    state.apply(&[Item::Adopted { id, fresh: true }]).map_err(Error::InvalidArgument)?;
     Ok(state)
 }
 

@@ -35,7 +35,7 @@ use crate::coding::DecodeError;
 use crate::error::{Error, IoContext, Result};
 use crate::events::Event;
 use crate::histogram::{Distribution, Recorder};
-use crate::journal::record::{kind, record_bytes};
+use crate::journal::record::{RecordHeader, kind, record_bytes};
 use crate::journal::segment::file_name;
 use crate::journal::{BorrowedRecord, Journal, JournalOptions, SegmentRemover};
 use crate::options::Executor;
@@ -590,6 +590,18 @@ impl Replay<'_> {
 /// The first segment with a batch above `durable`, given each segment's last batch.
 fn first_needed(segments: &BTreeMap<u64, u64>, durable: u64) -> Option<u64> {
     segments.iter().find(|(_, last)| **last > durable).map(|(segment, _)| *segment)
+}
+
+/// The batch before a record, and the sequence numbers in it, if it is a batch or the head of a segment that
+/// says what was before.
+pub(crate) fn starts_at(header: RecordHeader, payload: &[u8]) -> Option<(u64, SequenceNumbers)> {
+    match header.kind {
+        kind::HEAD => {
+            Some((u64::from_le_bytes(payload.try_into().ok()?), SequenceNumbers::default()))
+        }
+        kind::BATCH => Some((header.sequence.checked_sub(1)?, batch::decode(payload).ok()?.0)),
+        _ => None,
+    }
 }
 
 /// Whether there is a log in a store's directory: such a store must not be opened without it.

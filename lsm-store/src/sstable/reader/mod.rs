@@ -32,6 +32,7 @@ use crate::sstable::read_ahead::ReadAhead;
 use crate::sstable::reader::partitions::{Held, Hold};
 use crate::sstable::slot::SlotName;
 use crate::sstable::top::{self, TopEntry};
+use crate::types::FileNumber;
 use crate::vfs::{Vfs, VfsFile};
 
 /// What a lookup found in one source.
@@ -112,10 +113,11 @@ impl Table {
             ));
         }
         let source = Source { file: &*file, path, uid: meta.uid, blocks_end };
-        let properties_raw = read_block(source, footer.properties, BlockKind::Properties)?;
-        let properties =
-            Properties::decode(without_trailer(&properties_raw), path, footer.properties.offset)?;
-        check_properties(&properties, &meta, path, footer.properties.offset)?;
+        let properties = read_properties(source, &footer)?;
+        if properties.meta(meta.number, meta.len, meta.digest) != meta {
+            let detail = "properties differ from what the manifest says";
+            return Err(Error::corruption(path, footer.properties.offset, detail));
+        }
         let top_raw = read_block(source, footer.top, BlockKind::Top)?;
         let top = top::decode(without_trailer(&top_raw), path, footer.top.offset)?;
         let entries = top.iter().fold(0_u64, |sum, t| sum.saturating_add(t.entries));
@@ -523,23 +525,31 @@ impl Drop for Table {
     }
 }
 
-fn check_properties(p: &Properties, meta: &TableMeta, path: &Path, offset: u64) -> Result<()> {
-    let same = p.uid == meta.uid
-        && p.partition == meta.partition
-        && p.entries == meta.entries
-        && p.deletes == meta.deletes
-        && p.smallest == meta.smallest
-        && p.largest == meta.largest
-        && p.min_sequence == meta.min_sequence
-        && p.max_sequence == meta.max_sequence
-        && p.superseded == meta.superseded
-        && p.superseded_at == meta.superseded_at
-        && p.kv_digest == meta.kv_digest;
-    if same {
-        Ok(())
-    } else {
-        Err(Error::corruption(path, offset, "properties differ from what the manifest says"))
+fn read_properties(source: Source<'_>, footer: &Footer) -> Result<Properties> {
+    let raw = read_block(source, footer.properties, BlockKind::Properties)?;
+    Properties::decode(without_trailer(&raw), source.path, footer.properties.offset)
+}
+
+/// What a manifest would say of the table in a file, by what the table says of itself.
+///
+/// # Errors
+/// `Io`; `Corruption` if its end is damaged; `UnknownVersion`.
+pub(crate) fn read_meta(
+    file: &dyn VfsFile,
+    path: &Path,
+    number: FileNumber,
+    digest: u128,
+) -> Result<TableMeta> {
+    let len = file.len().context("measure", path)?;
+    let footer = Footer::read(file, path, len)?;
+    let blocks_end = len - FOOTER_BYTES as u64;
+    let source = Source { file, path, uid: footer.uid, blocks_end };
+    let properties = read_properties(source, &footer)?;
+    if properties.uid != footer.uid {
+        let detail = "properties of another table";
+        return Err(Error::corruption(path, footer.properties.offset, detail));
     }
+    Ok(properties.meta(number, len, digest))
 }
 
 #[cfg(test)]
