@@ -9,18 +9,20 @@
 
 #![expect(clippy::print_stdout, reason = "prints its results")]
 
+mod common;
+
 use std::error::Error;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::{cpu_time, key};
 use lsm_store::rng::SplitMix64;
 use lsm_store::vfs::RealVfs;
 use lsm_store::{
     Compression, Executor, Keep, Op, Options, PartitionId, PartitionOptions, Position,
     SequenceNumber, Store, View,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 const DATA: PartitionId = PartitionId(0);
 const VALUE_BYTES: usize = 100;
@@ -164,31 +166,15 @@ fn warm(view: &View, keys: u64) -> Outcome<()> {
 fn measure(row: &str, reads: u64, mut round: impl FnMut() -> Outcome<()>) -> Outcome<()> {
     let mut nanos = Vec::new();
     for _ in 0..ROUNDS {
-        let started = cpu_nanos();
+        let started = cpu_time();
         round()?;
-        nanos.push((cpu_nanos() - started) / i128::from(reads.max(1)));
+        nanos.push((cpu_time() - started).as_nanos() / u128::from(reads.max(1)));
     }
     nanos.sort_unstable();
     let [least, .., most] = nanos.as_slice() else { return Ok(()) };
     let median = nanos.get(ROUNDS / 2).unwrap_or(most);
     println!("{row:<24} {median:>9} ns of CPU each (least {least}, most {most})");
     Ok(())
-}
-
-fn cpu_nanos() -> i128 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
-}
-
-/// 16 digits.
-fn key(n: u64) -> [u8; 16] {
-    let mut key = [b'0'; 16];
-    let mut rest = n;
-    for digit in key.iter_mut().rev() {
-        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        rest /= 10;
-    }
-    key
 }
 
 /// Half of it compresses.

@@ -7,6 +7,8 @@
 
 #![expect(clippy::print_stdout, reason = "prints its results")]
 
+mod common;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -14,12 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::{cpu_time, key};
 use crossbeam_skiplist::SkipMap;
 use lsm_store::Op;
 use lsm_store::internals::{Memtable, Scan};
 use lsm_store::rng::SplitMix64;
 use parking_lot::RwLock;
-use rustix::time::{ClockId, clock_gettime};
 
 const VALUE: [u8; 100] = [b'v'; 100];
 
@@ -123,23 +125,6 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
 }
 
-/// 16 digits.
-fn key(n: u64) -> [u8; 16] {
-    let mut key = [b'0'; 16];
-    let mut rest = n;
-    for digit in key.iter_mut().rev() {
-        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        rest /= 10;
-    }
-    key
-}
-
-/// CPU time of this thread.
-fn cpu() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(now).unwrap_or_default()
-}
-
 struct Bench {
     keys: u64,
     rounds: u64,
@@ -160,7 +145,7 @@ impl Bench {
         let mut best: BTreeMap<&str, f64> = BTreeMap::new();
         let mut bytes = None;
         let mut note = |name, operations: u64, from: Duration| {
-            let nanos = (cpu() - from).as_secs_f64() * 1e9 / operations.max(1) as f64;
+            let nanos = (cpu_time() - from).as_secs_f64() * 1e9 / operations.max(1) as f64;
             let before = best.entry(name).or_insert(nanos);
             *before = before.min(nanos);
         };
@@ -168,13 +153,13 @@ impl Bench {
             if self.wants(I::NAME, "sequential") {
                 let index = I::default();
                 let keys: Vec<_> = (0..self.keys).map(key).collect();
-                let from = cpu();
+                let from = cpu_time();
                 for (key, sequence) in keys.iter().zip(1..) {
                     index.insert(key, sequence, &VALUE);
                 }
                 note("1 insert sequential", self.keys, from);
                 let keys = self.random(3, |n| n);
-                let from = cpu();
+                let from = cpu_time();
                 for key in &keys {
                     black_box(index.get(key));
                 }
@@ -183,24 +168,24 @@ impl Bench {
             if self.wants(I::NAME, "random") {
                 let index = I::default();
                 let keys = self.random(5, |n| 2 * n);
-                let from = cpu();
+                let from = cpu_time();
                 for (key, sequence) in keys.iter().zip(1..) {
                     index.insert(key, sequence, &VALUE);
                 }
                 note("3 insert random", self.keys, from);
                 let keys = self.random(7, |n| 2 * n);
-                let from = cpu();
+                let from = cpu_time();
                 for key in &keys {
                     black_box(index.get(key));
                 }
                 note("4 get", self.keys, from);
                 let keys = self.random(7, |n| 2 * n + 1);
-                let from = cpu();
+                let from = cpu_time();
                 for key in &keys {
                     black_box(index.get(key));
                 }
                 note("5 get missing", self.keys, from);
-                let from = cpu();
+                let from = cpu_time();
                 let rows = index.scan();
                 note("6 scan", rows as u64, from);
                 bytes = index.bytes().map(|b| b / usize::try_from(self.keys).unwrap_or(1));
@@ -234,11 +219,11 @@ impl Bench {
                 nanos
             });
             let mut rng = SplitMix64::new(19);
-            let from = cpu();
+            let from = cpu_time();
             for n in 0..self.keys {
                 index.insert(&key(rng.below(self.keys)), n + 1, &VALUE);
             }
-            let took = cpu() - from;
+            let took = cpu_time() - from;
             done.store(true, Ordering::Relaxed);
             (took, reader.join().unwrap_or_default())
         });

@@ -6,16 +6,18 @@
 
 #![expect(clippy::print_stdout, reason = "prints its results")]
 
+mod common;
+
 use std::error::Error;
 use std::sync::Arc;
 
+use common::{cpu_time, key};
 use lsm_store::rng::SplitMix64;
 use lsm_store::vfs::RealVfs;
 use lsm_store::{
     Compression, Executor, Keep, Op, Options, PartitionId, PartitionOptions, Position,
     SequenceNumber, Store,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 const DATA: PartitionId = PartitionId(0);
 const RUNS: u64 = 4;
@@ -29,12 +31,6 @@ fn main() -> Outcome<()> {
         rewrite(keys, compression)?;
     }
     Ok(())
-}
-
-fn cpu_nanos() -> u128 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    u128::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
-        + u128::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 fn rewrite(keys: u64, compression: Compression) -> Outcome<()> {
@@ -60,9 +56,9 @@ fn rewrite(keys: u64, compression: Compression) -> Outcome<()> {
             batch.apply(DATA, SequenceNumber(index), &ops)?;
             batch.publish()?;
         }
-        let from = cpu_nanos();
+        let from = cpu_time();
         store.flush()?;
-        let took = cpu_nanos() - from;
+        let took = (cpu_time() - from).as_nanos();
         if run < RUNS {
             flushes += took;
         } else {
@@ -82,12 +78,7 @@ fn report(name: &str, nanos: u128, rows: u64) {
 
 /// 16 digits, and a value of which half is noise.
 fn row(rng: &mut SplitMix64) -> ([u8; 16], [u8; 100]) {
-    let mut key = [b'0'; 16];
-    let mut rest = rng.below(100_000_000);
-    for digit in key.iter_mut().rev() {
-        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        rest /= 10;
-    }
+    let key = key(rng.below(100_000_000));
     let mut value = [b'v'; 100];
     for chunk in value.chunks_exact_mut(16) {
         let (random, _) = chunk.split_at_mut(8);

@@ -7,19 +7,21 @@
 
 #![expect(clippy::print_stdout, reason = "prints its results")]
 
+mod common;
+
 use std::error::Error;
 use std::hint::black_box;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use common::cpu_time;
 use lsm_store::rng::SplitMix64;
 use lsm_store::vfs::RealVfs;
 use lsm_store::{
-    Compression, Executor, Keep, Op, Options, PartitionId, PartitionOptions, Position,
+    Compression, Executor, Iter, Keep, Op, Options, PartitionId, PartitionOptions, Position,
     SequenceNumber, Store,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 const DATA: PartitionId = PartitionId(0);
 const VALUE_BYTES: usize = 100;
@@ -59,19 +61,21 @@ struct Bench<'a> {
 
 /// 16 digits, even numbers only: odd ones are absent.
 fn key(n: u64) -> [u8; 16] {
-    let mut key = [b'0'; 16];
-    let mut rest = n * 2;
-    for digit in key.iter_mut().rev() {
-        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        rest /= 10;
-    }
-    key
+    common::key(n * 2)
 }
 
-fn cpu_nanos() -> u128 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    u128::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
-        + u128::try_from(time.tv_nsec).unwrap_or(0)
+/// Ten rows from a key on.
+fn seek_and_read(iter: &mut Iter, key: &[u8], buffer: &mut Vec<u8>) -> Outcome<()> {
+    let mut more = iter.seek(key)?;
+    for _ in 0..10 {
+        if !more {
+            break;
+        }
+        buffer.clear();
+        buffer.extend_from_slice(black_box(iter.value()));
+        more = iter.next()?;
+    }
+    Ok(())
 }
 
 impl<'a> Bench<'a> {
@@ -126,9 +130,9 @@ impl<'a> Bench<'a> {
         let mut best = u128::MAX;
         let mut operations = 0;
         for _ in 0..rounds {
-            let started = cpu_nanos();
+            let started = cpu_time();
             operations = work()?;
-            best = best.min((cpu_nanos() - started) * 10 / u128::from(operations.max(1)));
+            best = best.min((cpu_time() - started).as_nanos() * 10 / u128::from(operations.max(1)));
         }
         println!(
             "{name:<28} {operations:>9} operations  {:>7}.{} ns of CPU each",
@@ -169,15 +173,7 @@ impl<'a> Bench<'a> {
             let mut rng = SplitMix64::new(9);
             let mut iter = all()?;
             for _ in 0..seeks {
-                let mut more = iter.seek(&key(rng.below(self.keys)))?;
-                for _ in 0..10 {
-                    if !more {
-                        break;
-                    }
-                    buffer.clear();
-                    buffer.extend_from_slice(black_box(iter.value()));
-                    more = iter.next()?;
-                }
+                seek_and_read(&mut iter, &key(rng.below(self.keys)), &mut buffer)?;
             }
             Ok(seeks)
         })?;
@@ -193,15 +189,7 @@ impl<'a> Bench<'a> {
             let mut rng = SplitMix64::new(9);
             for _ in 0..seeks {
                 let mut iter = all()?;
-                let mut more = iter.seek(&key(rng.below(self.keys)))?;
-                for _ in 0..10 {
-                    if !more {
-                        break;
-                    }
-                    buffer.clear();
-                    buffer.extend_from_slice(black_box(iter.value()));
-                    more = iter.next()?;
-                }
+                seek_and_read(&mut iter, &key(rng.below(self.keys)), &mut buffer)?;
             }
             Ok(seeks)
         })?;

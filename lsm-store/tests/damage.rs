@@ -212,7 +212,11 @@ fn every_kind_of_damage_costs_its_range_and_nothing_else() {
         }
         let store = open(&vfs);
         if harm.is_met_by_open() {
-            assert_eq!(store.damage().expect("known").len(), 1, "{context}: met by opening");
+            let damage = store.damage().expect("known");
+            assert_eq!(damage.len(), 1, "{context}: met by opening");
+            let read = store.view().iter(DATA, Included(&damage[0].smallest), Unbounded);
+            let error = read.expect("opens").next().expect_err(&context).to_string();
+            assert!(error.contains(&damage[0].detail), "{context}: why, not just that: {error}");
         }
         // By keys.
         let failed = read_all(&store, last, &table, &context);

@@ -201,6 +201,26 @@ fn no_file_is_mapped_into_memory() {
     assert!(read > 40, "{read} files");
 }
 
+/// A reference counted by every lookup would pass from processor to processor; nothing that a lookup returns tells
+/// whether it is, so the sources do.
+#[test]
+fn point_reads_borrow_the_present_tables_and_count_no_reference() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut seen = 0;
+    for file in ["store/mod.rs", "store/view.rs", "store/run.rs", "store/superversion.rs"] {
+        let text = std::fs::read_to_string(src.join(file)).expect("text");
+        for lookup in ["fn get(", "fn multi_get(", "fn get_in_memory("] {
+            let Some((_, behind)) = text.split_once(lookup) else { continue };
+            let (body, _) = behind.split_once("\n    }\n").expect("a method has an end");
+            for counted in ["load_full", "Arc::clone", "to_owned()", ".clone()"] {
+                assert!(!body.contains(counted), "{file}: {lookup}..) has {counted}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 8, "{seen} lookups");
+}
+
 /// No single delete with a contract of its own, no range delete, no pointer to elsewhere.
 #[test]
 fn an_operation_puts_or_deletes_and_nothing_else() {
