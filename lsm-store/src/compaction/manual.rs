@@ -124,3 +124,94 @@ fn take_below<'s, 'a>(picker: &Picker<'s, 'a>, inputs: &mut Inputs<'s, 'a>, from
 fn most(picker: &Picker<'_, '_>) -> u64 {
     picker.options.table_bytes.saturating_mul(TABLES_MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compaction::shape::RunInfo;
+    use crate::types::FileNumber;
+
+    const TABLE_BYTES: u64 = 100;
+    const OPTIONS: PickOptions = PickOptions {
+        l0_trigger: 4,
+        level_ratio: 10,
+        base_level_bytes: 100,
+        table_bytes: TABLE_BYTES,
+        compressed_from: 2,
+    };
+    const LAST: usize = LEVELS - 1;
+
+    /// Tables of full size beside each other, numbered from `first` on.
+    fn tables(first: u64, count: u64, garbage: u64) -> Vec<TableInfo<'static>> {
+        let key = |n: u64| -> &'static [u8] { n.to_be_bytes().to_vec().leak() };
+        let table = |n: u64| TableInfo {
+            number: FileNumber(first + n),
+            bytes: TABLE_BYTES,
+            smallest: key(2 * n),
+            largest: key(2 * n + 1),
+            entries: 10,
+            deletes: 0,
+            garbage,
+            dense: false,
+            quarantined: false,
+        };
+        (0..count).map(table).collect()
+    }
+
+    fn level(at: usize, tables: Vec<TableInfo<'static>>) -> Shape<'static> {
+        let mut levels = vec![Vec::new(); LEVELS];
+        levels[at] = tables;
+        Shape { runs: Vec::new(), levels }
+    }
+
+    /// The first job for all keys.
+    fn job(shape: &Shape<'_>) -> Pick {
+        job_of(shape, KeyRange { smallest: None, largest: None })
+    }
+
+    fn job_of(shape: &Shape<'_>, range: KeyRange<'_>) -> Pick {
+        match next(shape, &OPTIONS, 0, &Claims::default(), range) {
+            Manual::Job(pick) => pick,
+            none @ (Manual::Blocked | Manual::Done) => unreachable!("{none:?}"),
+        }
+    }
+
+    #[test]
+    fn a_job_takes_as_many_tables_as_its_size_allows_and_no_more() {
+        let (down, in_place) = (level(4, tables(1, 40, 0)), level(LAST, tables(1, 40, 1)));
+        for (shape, what) in [(down, "downward"), (in_place, "in place")] {
+            let pick = job(&shape);
+            assert_eq!(pick.tables().count() as u64, TABLES_MAX, "{what}");
+            assert_eq!(pick.output_level, LAST, "{what}");
+        }
+    }
+
+    #[test]
+    fn level_0_goes_to_the_last_level_at_once_if_that_is_little_and_to_the_next_one_if_not() {
+        for (count, output_level) in [(2, LAST), (40, LAST - 1)] {
+            let run = RunInfo { epoch: 1, tables: tables(100, count, 0) };
+            let shape = Shape { runs: vec![run], ..level(LAST, tables(1, count, 0)) };
+            let pick = job(&shape);
+            assert_eq!(pick.output_level, output_level, "{count} tables above {count}");
+            let takes_last = pick.inputs.iter().any(|(level, _)| *level == LAST);
+            assert_eq!(takes_last, output_level == LAST, "{count} tables: {:?}", pick.inputs);
+        }
+    }
+
+    #[test]
+    fn a_table_alone_moves_and_is_rewritten_only_to_drop_something() {
+        assert_eq!(job(&level(4, tables(1, 1, 0))).method, Method::Move, "nothing to drop");
+        assert_eq!(job(&level(4, tables(1, 1, 1))).method, Method::Merge, "garbage");
+    }
+    #[test]
+    fn in_place_only_neighbours_in_the_range_with_something_to_drop_are_rewritten() {
+        let mut four = tables(1, 4, 1);
+        four[2].garbage = 0;
+        let second = four[1].smallest;
+        let shape = level(LAST, four);
+        let numbers = |pick: &Pick| pick.tables().map(|number| number.0).collect::<Vec<_>>();
+        assert_eq!(numbers(&job(&shape)), [1, 2], "up to the one without garbage");
+        let range = KeyRange { smallest: Some(second), largest: Some(second) };
+        assert_eq!(numbers(&job_of(&shape, range)), [2], "of the range");
+    }
+}
