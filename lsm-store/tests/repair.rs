@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lsm_store::events::{Event, EventSink, Listener};
 use lsm_store::rng::SplitMix64;
@@ -453,11 +453,22 @@ impl Listener for Saboteur {
     }
 }
 
+/// Tells a writer that it is enough, also when the test fails: nobody would ever end it then.
+struct Enough<'a>(&'a AtomicBool);
+
+impl Drop for Enough<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Takes events until one of each of `wanted` came.
 fn await_each(told: &Receiver<Event>, wanted: &[&dyn Fn(&Event) -> bool]) {
+    let deadline = Instant::now() + Duration::from_secs(60);
     let mut missing: Vec<_> = wanted.iter().collect();
     while !missing.is_empty() {
-        let event = told.recv_timeout(Duration::from_secs(60)).expect("it happens in time");
+        let left = deadline.saturating_duration_since(Instant::now());
+        let event = told.recv_timeout(left).expect("it happens in time");
         if let Some(at) = missing.iter().position(|wanted| wanted(&event)) {
             missing.swap_remove(at);
         }
@@ -484,6 +495,7 @@ fn a_table_of_level_0_that_is_damaged_under_load_is_left_alone_and_repaired_whil
             }
             last
         });
+        let ends = Enough(&enough);
         // A merge meets it, whoever reads first.
         await_each(&told, &[&|event| matches!(event, Event::Damaged { .. })]);
         let flushed = |event: &Event| matches!(event, Event::Flushed { .. });
@@ -491,7 +503,7 @@ fn a_table_of_level_0_that_is_damaged_under_load_is_left_alone_and_repaired_whil
             matches!(event, Event::Compacted { partition: DATA, tables_out: 1.., .. })
         };
         await_each(&told, &[&flushed, &flushed, &flushed, &merged, &merged]);
-        enough.store(true, Ordering::Relaxed);
+        drop(ends);
         writer.join().expect("no write fails")
     });
     let harmed = saboteur.harmed.get().expect("there was a flush");
