@@ -322,6 +322,8 @@ impl TableBuilder {
 
     fn write_buffer(&mut self) -> Result<()> {
         self.file.write_all_at(&self.buffer, self.written).context("write", &self.path)?;
+        // So that the sync at the end finds little left to write.
+        self.file.hint_write_back(self.written, self.buffer.len() as u64);
         self.digester.update(&self.buffer);
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
