@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::compaction::cut::Cutter;
 use crate::compaction::gc::{Fate, KeyFate};
 use crate::error::Result;
+use crate::internal_key::SEQUENCE_BELOW_ALL;
 use crate::iter::InternalIter;
 use crate::iter::level::Tables;
 use crate::iter::merge::MergeIter;
@@ -78,6 +79,8 @@ pub(crate) struct Merged {
 pub(crate) struct Merge {
     input: MergeIter,
     spec: MergeSpec,
+    /// The user key after which it begins.
+    after: Option<Vec<u8>>,
     started: bool,
     /// The user key that `fate` decides about.
     key: Option<Vec<u8>>,
@@ -89,10 +92,21 @@ pub(crate) struct Merge {
     scratch: Vec<u8>,
 }
 
+impl Merged {
+    /// Adds what the merge of the keys after these did.
+    pub(crate) fn append(&mut self, next: Self) {
+        self.outputs.extend(next.outputs);
+        self.read.add(next.read.entries, next.read.digest);
+        self.shadowed += next.shadowed;
+        self.spent_deletes += next.spent_deletes;
+    }
+}
+
 impl Merge {
     pub(crate) fn new(input: MergeIter, spec: MergeSpec) -> Self {
         Self {
             input,
+            after: None,
             started: false,
             key: None,
             fate: KeyFate::new(spec.bound),
@@ -103,6 +117,12 @@ impl Merge {
             scratch: Vec::new(),
             spec,
         }
+    }
+
+    /// Of what comes after a user key; what it ends with, the bounds of the input say.
+    pub(crate) fn beginning_after(mut self, key: Option<Vec<u8>>) -> Self {
+        self.after = key;
+        self
     }
 
     /// Goes on until at least `budget` bytes of entries were read, or to the end. Outputs are made by
@@ -122,7 +142,10 @@ impl Merge {
     ) -> Result<Option<Merged>> {
         if !self.started {
             self.started = true;
-            self.input.seek_to_first()?;
+            match &self.after {
+                None => self.input.seek_to_first()?,
+                Some(key) => self.input.seek(key, SEQUENCE_BELOW_ALL)?,
+            }
         }
         let mut read = 0;
         while self.input.valid() {

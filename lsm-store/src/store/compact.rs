@@ -8,10 +8,12 @@
 //!
 //! A job is chosen and its claim taken under one lock (`claims`), and given back only after it was
 //! installed: whoever chooses sees either its inputs and the claim, or its outputs.
+//!
+//! A large job that somebody waits for is merged by several threads, each a part of its keys; it is still one job,
+//! installed in one step.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,18 +27,19 @@ use crate::compaction::picker::{Method, Pick, PickOptions, debt, depth, pick};
 use crate::compaction::shape::{RunInfo, Shape, TableInfo};
 use crate::error::{Error, Result};
 use crate::events::Event;
+use crate::iter::bounds::Bounds;
 use crate::iter::level::{LevelIter, Tables};
 use crate::iter::merge::{MergeIter, Source};
 use crate::iter::reading::Reading;
 use crate::manifest::edit::{Item, PlacedTable};
 use crate::manifest::version::{Levels, SortedRun, Version};
 use crate::options::{Compression, Executor, LEVELS};
-use crate::sstable::TableMeta;
 use crate::sstable::reader::Table;
 use crate::store::Store;
 use crate::store::inner::Inner;
 use crate::store::jobs::{COMPRESSED_FROM, STEP_BYTES};
 use crate::store::metrics::LevelWork;
+use crate::store::parts::{Part, part_ends};
 use crate::types::{FileNumber, PartitionId};
 
 /// A wait for the end of a job looks again after this.
@@ -52,30 +55,23 @@ pub(crate) struct Compaction {
     partition: u8,
     pick: Pick,
     inputs: Vec<Arc<Table>>,
-    /// `None` if the inputs move as they are.
-    merge: Option<Merge>,
-    /// Files of outputs so far.
-    created: Vec<PathBuf>,
+    /// In order of their keys; none if the inputs move as they are.
+    parts: Vec<Part>,
     /// When it was begun; nothing without a clock.
     since: Option<Instant>,
-    /// Bytes read and written that were charged for, and how long it waited for that.
-    charged: u64,
+    /// How long it waited for bytes it read or wrote to be paid for.
     throttled: Duration,
 }
 
 impl Compaction {
+    #[cfg(test)]
+    pub(crate) const fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
     /// Bytes of files read and written so far and not charged for yet; from now on they are.
     pub(crate) fn charge(&mut self) -> u64 {
-        let Some(merge) = &self.merge else { return 0 };
-        let sum = |of: fn(&TableMeta) -> u64| self.inputs.iter().map(|t| of(t.meta())).sum::<u64>();
-        let (bytes, entries) = (sum(|m| m.len), sum(|m| m.entries));
-        let (entries_read, written) = merge.progress();
-        let read = u128::from(bytes) * u128::from(entries_read) / u128::from(entries.max(1));
-        let sofar = u64::try_from(read).unwrap_or(u64::MAX).saturating_add(written);
-        // The size of an output is an estimate, which may fall.
-        let due = sofar.saturating_sub(self.charged);
-        self.charged += due;
-        due
+        self.parts.iter_mut().map(|part| part.charge(&self.inputs)).sum()
     }
 }
 
@@ -107,7 +103,7 @@ impl Inner {
                 return None;
             }
             let claim = claims.take(pick.claim(id));
-            Some(self.compaction(claim, id, levels, pick))
+            Some(self.compaction(claim, id, levels, pick, 1))
         });
         if begun.is_none() {
             self.leave();
@@ -136,6 +132,10 @@ impl Inner {
 
     /// Goes on with a job to its end.
     pub(crate) fn drive(&self, mut job: Compaction) -> Result<()> {
+        match self.merge_side_by_side(&mut job.parts, &job.inputs) {
+            Ok(throttled) => job.throttled += throttled,
+            Err(e) => return self.end_compaction(job, Err(e)),
+        }
         let result = loop {
             match self.step(&mut job, STEP_BYTES) {
                 Ok(false) => {
@@ -156,15 +156,23 @@ impl Inner {
     /// store closes.
     pub(crate) fn step(&self, job: &mut Compaction, budget: u64) -> Result<bool> {
         self.state.lock().check_writable()?;
-        let Some(merge) = &mut job.merge else {
-            self.install_move(job)?;
-            return Ok(true);
-        };
-        let created = &mut job.created;
-        match merge.step(budget, &mut || self.create_output(created))? {
-            None => Ok(false),
-            Some(merged) => self.install_merged(job, merged).map(|()| true),
+        if let Some(part) = job.parts.iter_mut().find(|part| part.merged.is_none())
+            && !self.step_part(part, budget)?
+        {
+            return Ok(false);
         }
+        if job.parts.iter().any(|part| part.merged.is_none()) {
+            return Ok(false);
+        }
+        let merged = job.parts.iter_mut().filter_map(|part| part.merged.take());
+        match merged.reduce(|mut all, next| {
+            all.append(next);
+            all
+        }) {
+            None => self.install_move(job)?,
+            Some(all) => self.install_merged(job, all)?,
+        }
+        Ok(true)
     }
 
     /// Gives back what a job held, removes its outputs if it failed, and says so.
@@ -173,9 +181,10 @@ impl Inner {
     /// That of the job.
     pub(crate) fn end_compaction(&self, job: Compaction, result: Result<()>) -> Result<()> {
         // Both hold on to the inputs, whose files are to go.
-        drop((job.merge, job.inputs));
+        let created = job.parts.into_iter().flat_map(|part| part.created).collect::<Vec<_>>();
+        drop(job.inputs);
         if result.is_err() {
-            self.abandon(&job.created);
+            self.abandon(&created);
         }
         self.claims.lock().release(job.claim);
         self.leave();
@@ -223,7 +232,25 @@ impl Inner {
         }
     }
 
-    fn compaction(&self, claim: ClaimId, id: u8, levels: &Levels, pick: Pick) -> Compaction {
+    /// How many threads merge a job that somebody waits for: the one that waits and as many as may compact besides;
+    /// none has less than a table to write.
+    fn parts_of(&self, pick: &Pick) -> usize {
+        if self.executor == Executor::Inline {
+            return 1;
+        }
+        let tables = pick.bytes / self.options.table_bytes.max(1);
+        usize::try_from(tables).unwrap_or(usize::MAX).clamp(1, self.options.compaction_threads + 1)
+    }
+
+    /// A job that is claimed, in as many parts as its keys allow up to `parts`.
+    fn compaction(
+        &self,
+        claim: ClaimId,
+        id: u8,
+        levels: &Levels,
+        pick: Pick,
+        parts: usize,
+    ) -> Compaction {
         let selected: Vec<(usize, Vec<Tables>)> =
             pick.inputs.iter().map(|(level, n)| (*level, select(levels, *level, n))).collect();
         let inputs: Vec<Arc<Table>> = selected
@@ -236,23 +263,34 @@ impl Inner {
             "tables of a compaction into level {} found in the version it was picked from",
             pick.output_level
         );
-        let merge = (pick.method != Method::Move).then(|| {
-            let sources = selected
-                .into_iter()
-                .flat_map(|(_, runs)| runs)
-                .map(|run| Source::Level(Box::new(LevelIter::new(run, Reading::COMPACTION))));
-            Merge::new(MergeIter::new(sources.collect()), self.compaction_spec(id, levels, &pick))
-        });
+        let part = |after: Option<Vec<u8>>, last: Option<Vec<u8>>| {
+            let runs = selected.iter().flat_map(|(_, runs)| runs.iter().cloned());
+            let sources =
+                runs.map(|run| Source::Level(Box::new(LevelIter::new(run, Reading::COMPACTION))));
+            let mut input = MergeIter::new(sources.collect());
+            let lower = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let upper = last.as_deref().map_or(Bound::Unbounded, Bound::Included);
+            input.set_bounds(Bounds::shared(lower, upper));
+            let merge = Merge::new(input, self.compaction_spec(id, levels, &pick));
+            Part::new(merge.beginning_after(after))
+        };
+        let mut all = Vec::new();
+        if pick.method != Method::Move {
+            let ends = part_ends(&inputs, parts).into_iter().map(Some);
+            let mut after = None;
+            for last in ends.chain([None]) {
+                all.push(part(after, last.clone()));
+                after = last;
+            }
+        }
         let since = self.stopwatch();
         Compaction {
             claim,
             partition: id,
             pick,
             inputs,
-            merge,
-            created: Vec::new(),
+            parts: all,
             since,
-            charged: 0,
             throttled: Duration::ZERO,
         }
     }
@@ -330,7 +368,8 @@ impl Inner {
         self.counters.compaction_bytes_written.add(written);
         let work = LevelWork { read, written, ..LevelWork::default() };
         self.counters.worked(job.partition, level, work);
-        self.charge_compaction((read + written).saturating_sub(job.charged));
+        let charged: u64 = job.parts.iter().map(|part| part.charged).sum();
+        self.charge_compaction((read + written).saturating_sub(charged));
         let took = job.since.map(|since| since.elapsed());
         self.counters.compaction_micros.record_time(took);
         // What level 0 is drained with is the speed of the work: its limit gives way.
@@ -362,7 +401,7 @@ impl Inner {
     }
 
     /// Chooses the next job of a manual compaction and claims it; waits for a job that is in the way.
-    fn begin_manual(&self, id: u8, range: KeyRange<'_>) -> Result<Option<Compaction>> {
+    pub(crate) fn begin_manual(&self, id: u8, range: KeyRange<'_>) -> Result<Option<Compaction>> {
         let options = self.pick_options();
         let mut claims = self.claims.lock();
         loop {
@@ -377,7 +416,8 @@ impl Inner {
                 (Manual::Job(pick), Some(levels)) => {
                     if pick.method == Method::Move || self.has_room_for(pick.bytes) {
                         let claim = claims.take(pick.claim(id));
-                        return Ok(Some(self.compaction(claim, id, levels, pick)));
+                        let parts = self.parts_of(&pick);
+                        return Ok(Some(self.compaction(claim, id, levels, pick, parts)));
                     }
                     let free = self.space.free().unwrap_or_default();
                     Err(Error::NoSpace { free, needed: pick.bytes })
@@ -417,7 +457,8 @@ impl Store {
     /// Flushes, and moves everything that tables hold of a key range into the last level; what no view and
     /// no read at or above the floor can see any more is dropped and its space freed. Reads and writes
     /// go on beside it; what is written meanwhile may or may not be included. Works on the calling
-    /// thread, in jobs of a few tables each; takes the time it takes.
+    /// thread and, with [`Executor::Threads`], on [`Options::compaction_threads`](crate::Options::compaction_threads)
+    /// of its own beside it, in jobs of a few tables each; takes the time it takes.
     ///
     /// # Errors
     /// As [`flush`](Store::flush); those of a job that failed: what was done before stays done.

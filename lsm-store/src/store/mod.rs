@@ -26,6 +26,7 @@ mod janitor;
 mod jobs;
 mod metrics;
 mod pacing;
+mod parts;
 mod pressure;
 mod rebuild;
 pub(crate) mod recovery;
