@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lsm_store::checksum::{bound_hash, fold64};
+use lsm_store::journal::record::kind;
+use lsm_store::journal::{Journal, JournalOptions};
 use lsm_store::vfs::{MemVfs, Vfs};
 use lsm_store::{
     Durability, Error, Executor, Keep, Mode, Op, Options, PartitionId, PartitionOptions, Position,
@@ -267,4 +269,41 @@ fn tables_and_manifests_of_the_next_version_are_refused_by_name() {
             "{error}"
         );
     }
+}
+
+/// A segment that was prepared before its predecessor ended: both copies of its header say so, and its first record,
+/// the joint, tells where the other one ended and with which checksum.
+#[test]
+fn the_bytes_of_a_prepared_segment_of_the_log_are_these() {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new(1));
+    let dir = Path::new("/log");
+    let options = JournalOptions {
+        segment_bytes: 4096,
+        preallocate: false,
+        ..JournalOptions::new(STORE_ID, 99)
+    };
+    let (mut journal, recovery) = Journal::open(Arc::clone(&vfs), dir, options).expect("opens");
+    assert_eq!(recovery.count(), 0, "a new log");
+    for number in 1..=2 {
+        let payload: &[u8] = if number == 1 { &[0x5a; 2500] } else { b"second" };
+        journal
+            .append(kind::BATCH, number, &[payload], &mut |head| head.extend_from_slice(b"head"))
+            .expect("appended");
+        journal.end_segment();
+    }
+    journal.write_out().expect("written");
+    let path = dir.join("0000000000000002.wal");
+    let file = vfs.open_read(&path).expect("the second segment");
+    let mut bytes = vec![0; usize::try_from(file.len().expect("a length")).expect("small")];
+    file.read_exact_at(&mut bytes, 0).expect("readable");
+    let line =
+        |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+    let hex: String = bytes.chunks(32).map(line).collect();
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/journal-prepared-segment-v1.hex");
+    if std::env::var_os("UPDATE_FIXTURES").is_some() {
+        std::fs::write(&golden, &hex).expect("written");
+    }
+    let golden = std::fs::read_to_string(&golden).expect("there");
+    assert_eq!(hex, golden, "the format changed: that needs a new version");
 }

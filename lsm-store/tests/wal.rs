@@ -1,13 +1,14 @@
 //! The store with its own log, on a real file system and in memory: what it promises to one writer and
 //! to many at once.
 
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 
 use lsm_store::vfs::{CrashPolicy, Fault, FaultKind, FaultWhen, MemVfs, OpSet, RealVfs, Vfs};
 use lsm_store::{
-    Durability, Error, Executor, Keep, Mode, Options, PartitionId, PartitionOptions, Position,
-    SequenceNumber, Store, WriteBatch,
+    Durability, Error, Executor, Keep, MAX_BATCH_BYTES, MAX_VALUE_BYTES, Mode, Options,
+    PartitionId, PartitionOptions, Position, SequenceNumber, Store, WriteBatch,
 };
 
 const P: PartitionId = PartitionId(0);
@@ -305,4 +306,85 @@ fn a_log_of_batches_far_larger_than_the_memtables_replays_within_their_limit() {
             assert_eq!(value(&store, P, &key.to_be_bytes()), Some(vec![7; 400]), "key {key}");
         }
     }
+}
+
+/// Every version in a partition: key, sequence number, value or none for a delete.
+fn versions(store: &Store) -> Vec<(Vec<u8>, u64, Option<Vec<u8>>)> {
+    let view = store.view();
+    let mut versions = view.versions(P, Bound::Unbounded, Bound::Unbounded).expect("a partition");
+    let mut all = Vec::new();
+    let mut there = versions.seek_to_first().expect("readable");
+    while there {
+        let value = versions.value().map(<[u8]>::to_vec);
+        all.push((versions.key().to_vec(), versions.sequence().0, value));
+        there = versions.next().expect("readable");
+    }
+    all
+}
+
+#[test]
+fn of_several_operations_of_a_batch_on_one_key_only_the_last_is_ever_seen() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, "/db", Mode::Wal).expect("a new store");
+    store.write(one(P, b"deleted", b"before"), Durability::Sync).expect("written");
+    let mut batch = WriteBatch::new();
+    // More operations than are handed on at once, and another partition's in between.
+    for n in 0..40_u8 {
+        batch.put(P, b"put", &[n]).expect("small");
+        batch.put(P, b"deleted", &[n]).expect("small");
+        batch.delete(P, if n < 39 { b"put" } else { b"deleted" }).expect("small");
+        batch.put(Q, b"put", b"of another partition").expect("small");
+    }
+    assert_eq!(batch.len(), 160, "all of them stand in the log");
+    let numbers = store.write(batch, Durability::Sync).expect("written");
+    assert_eq!(numbers.get(P), Some(SequenceNumber(2)), "one number for all");
+    let expected = vec![
+        (b"deleted".to_vec(), 2, None),
+        (b"deleted".to_vec(), 1, Some(b"before".to_vec())),
+        (b"put".to_vec(), 2, Some(vec![39])),
+    ];
+    assert_eq!(versions(&store), expected, "in memory");
+    vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
+    drop(store);
+    let store = open(&vfs, "/db", Mode::Wal).expect("recovered");
+    assert_eq!(versions(&store), expected, "replayed");
+    store.flush().expect("flushed");
+    assert_eq!(versions(&store), expected, "in a table");
+    store.close().expect("closed");
+}
+
+#[test]
+fn the_largest_batch_that_can_be_built_can_be_written_and_is_replayed() {
+    let vfs = MemVfs::new(1);
+    let store = open(&vfs, "/db", Mode::Wal).expect("a new store");
+    let mut batch = WriteBatch::new();
+    let mut keys = 0_u64;
+    for value_bytes in [MAX_VALUE_BYTES, 1 << 20, 1 << 10, 0] {
+        let value = vec![7; value_bytes];
+        loop {
+            let before = batch.bytes();
+            match batch.put(P, &keys.to_be_bytes(), &value) {
+                Ok(()) => keys += 1,
+                Err(error) => {
+                    let limit = MAX_BATCH_BYTES as u64;
+                    assert!(
+                        matches!(error, Error::TooLarge { what: "batch", size, limit: told }
+                            if size > limit && told == limit),
+                        "{error:?}"
+                    );
+                    assert_eq!(batch.bytes(), before, "the batch is as it was");
+                    break;
+                }
+            }
+        }
+    }
+    assert!(batch.bytes() + 64 > MAX_BATCH_BYTES, "full: {} bytes", batch.bytes());
+    store.write(batch, Durability::Sync).expect("4000 segments and 2000 memtables large");
+    store.write(one(P, b"after", b"1"), Durability::Sync).expect("written");
+    vfs.crash(CrashPolicy::LOSE_UNSYNCED, 1);
+    drop(store);
+    let store = open(&vfs, "/db", Mode::Wal).expect("recovered");
+    assert_eq!(value(&store, P, &0_u64.to_be_bytes()), Some(vec![7; MAX_VALUE_BYTES]), "first");
+    assert_eq!(value(&store, P, &(keys - 1).to_be_bytes()), Some(Vec::new()), "last");
+    assert_eq!(value(&store, P, b"after"), Some(b"1".to_vec()), "and what follows");
 }

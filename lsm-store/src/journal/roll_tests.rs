@@ -91,6 +91,32 @@ fn damage_below_the_end_of_a_segment_is_refused_once_a_newer_one_promises_anythi
 }
 
 #[test]
+fn the_log_does_not_go_on_behind_another_copy_of_the_segment_that_a_joint_is_for() {
+    // Two histories from one beginning: their first segments have the same epoch and the same length. The first
+    // records of the second segment promise nothing, so nothing but the joint's checksum tells.
+    let [one, other] = [b'a', b'b'].map(|byte| {
+        let vfs = MemVfs::new(1);
+        let (mut journal, _) = open(&vfs, options(4096)).expect("a new journal");
+        let mut n = 0;
+        while journal.newest_segment() < 2 {
+            n += 1;
+            journal.append(kind::APPLICATION, n, &[&[byte; 500]], &mut |_| {}).expect("appended");
+        }
+        journal.write_out().expect("written");
+        vfs
+    });
+    let entries = |vfs: &MemVfs| {
+        let (_, records) = reopen(vfs).expect("nothing that was promised is gone");
+        let entries = records.into_iter().filter(|(_, record)| record.kind == kind::APPLICATION);
+        entries.map(|(_, record)| record.payload[0]).collect::<Vec<u8>>()
+    };
+    let whole = entries(&one.fork()).len();
+    let copy = other.content(&segment(1)).expect("there");
+    one.replace(&segment(1), &copy).expect("replaced");
+    assert_eq!(entries(&one), vec![b'b'; whole - 1], "all of the copy and nothing behind it");
+}
+
+#[test]
 fn the_first_bytes_of_a_prepared_segment_are_these() {
     let vfs = MemVfs::new(1);
     buffered(&vfs, 40).expect("written");

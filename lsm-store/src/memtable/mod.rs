@@ -132,8 +132,13 @@ impl Memtable {
         if let Some(frozen) = self.frozen.get() {
             return what(frozen);
         }
+        self.read_locked(what)
+    }
+
+    /// [`read`](Self::read) of one who found the index not frozen; it may have been since, while this waited for
+    /// the lock.
+    fn read_locked<R>(&self, what: impl FnOnce(&Tree) -> R) -> R {
         let index = self.index.read();
-        // Frozen while this waited for the lock?
         what(self.frozen.get().unwrap_or(&*index))
     }
 

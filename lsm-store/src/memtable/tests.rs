@@ -124,6 +124,48 @@ fn a_frozen_set_is_read_while_its_lock_is_held() {
 }
 
 #[test]
+fn a_reader_that_waited_for_the_lock_while_the_set_was_frozen_reads_what_was_frozen() {
+    let set = MemSet::new(1);
+    set.apply(0, 1, &[put(b"k", b"value")]);
+    freeze(&set);
+    let table = set.table(0).expect("one partition");
+    let found = table.read_locked(|tree| tree.get(b"k", 1)).expect("there");
+    assert_eq!(found.value, "value", "what was frozen, not the empty index");
+}
+
+#[test]
+fn a_copy_of_nothing_forgets_where_the_copy_before_ended() {
+    let mut tree = Tree::default();
+    tree.insert(b"k", 1, Kind::Value, NewValue::Small(b"value"));
+    let mut stretch = Stretch::default();
+    tree.copy_forward(Start::End, 10, &mut stretch);
+    assert!(stretch.cursor().is_some(), "it ended at the entry");
+    tree.copy_forward(Start::Including(b"l", 1), 10, &mut stretch);
+    assert!(stretch.is_empty() && stretch.cursor().is_none(), "nothing follows");
+}
+
+#[test]
+fn nodes_stay_half_full_in_random_order_and_are_full_in_rising_order() {
+    let mut rng = SplitMix64::new(5);
+    for rising in [false, true] {
+        let mut tree = Tree::default();
+        for i in 0..150_000_u64 {
+            let key = if rising { i } else { rng.next_u64() }.to_be_bytes();
+            tree.insert(&key, i + 1, Kind::Value, NewValue::Small(b""));
+        }
+        let (leaves, inners) = tree.nodes();
+        // On average; all nodes but the root are children.
+        let all_but_the_root = leaves + inners - 1;
+        let (entries, children) = (150_000 / leaves, all_but_the_root / inners);
+        let least = if rising { 60 } else { 36 };
+        assert!(
+            entries >= least && children >= least,
+            "rising: {rising}: {entries} entries a leaf, {children} children an inner node"
+        );
+    }
+}
+
+#[test]
 fn a_small_set_is_counted_by_what_is_in_it() {
     let set = MemSet::new(1);
     assert_eq!(set.bytes(), 0, "nothing yet");

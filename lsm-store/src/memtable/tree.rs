@@ -216,6 +216,12 @@ impl MemIndex for Tree {
 }
 
 impl Tree {
+    /// How many leaves and inner nodes there are.
+    #[cfg(test)]
+    pub(super) fn nodes(&self) -> (usize, usize) {
+        (self.leaves.len(), self.inners.len())
+    }
+
     #[cfg(test)]
     pub(super) fn flip_a_bit(&mut self) {
         self.arena.flip_a_bit();

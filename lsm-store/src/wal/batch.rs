@@ -15,7 +15,8 @@ use crate::types::{
     MAX_KEY_BYTES, MAX_PARTITIONS, MAX_VALUE_BYTES, Op, PartitionId, SequenceNumber,
 };
 
-/// The most bytes a batch takes in the log.
+/// The most bytes a batch takes in the log: keys, values and up to 32 bytes for each operation. It is more than any
+/// segment or memtable has to hold: what is larger than those is written all the same.
 pub const MAX_BATCH_BYTES: usize = (64 << 20) - (64 << 10);
 
 /// What an operation takes at most beside its key and value: kind, partition and two lengths.
@@ -24,8 +25,16 @@ const OVERHEAD_MAX: usize = 32;
 const PUT: u8 = 0;
 const DELETE: u8 = 1;
 
-/// Operations that are written together: all of them or none. Each partition touched gets one new
-/// sequence number for them; of several operations on one key the last one wins.
+/// Operations that are written together: all of them or none.
+///
+/// * Each partition touched gets one new sequence number, which all operations on it share. So a key has one version
+///   of a batch: of several operations on one key the last one wins, and of the others nothing is ever seen. All of
+///   them stand in the log.
+/// * An operation that would make the batch larger than [`MAX_BATCH_BYTES`] is refused with
+///   [`TooLarge`](Error::TooLarge) when it is added, as are a key above [`MAX_KEY_BYTES`] and a value above
+///   [`MAX_VALUE_BYTES`]; the batch stays as it was. What was accepted can be written.
+/// * A batch may be larger than a segment of the log, which then is as large as the batch, and than a memtable, which
+///   takes all of it: memory grows by the batch and what it takes in the memtable, once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WriteBatch {
     /// The operations as they stand in the log.

@@ -58,7 +58,8 @@ impl Store {
     /// Writes a batch into the store's own log and makes it visible. Many threads may write at once: what
     /// waits while one of them syncs is written and synced together next.
     ///
-    /// An empty batch with [`Durability::Sync`] syncs everything buffered before it.
+    /// An empty batch with [`Durability::Sync`] syncs everything buffered before it. There is no limit to a batch but
+    /// those that [`WriteBatch`] keeps, where it also says what becomes of several operations on one key.
     ///
     /// # Errors
     /// `InvalidArgument` for a store without a log of its own or an unknown partition; `Stalled` if

@@ -24,25 +24,27 @@ impl Journal {
             self.encode(kind::SYNC_NOTE, sequence, &[])?;
         }
         self.sync()?;
-        self.stop_helper();
-        let cleared = self.clear_up();
-        self.guard(cleared)
+        self.clear_up()
     }
 
     /// Removes what waits for it, the file that was prepared, and the space that was reserved in vain. Whether
     /// the last two last does not matter.
-    fn clear_up(&self) -> Result<()> {
+    fn clear_up(&mut self) -> Result<()> {
         self.end_upkeep()?;
         let Some(tail) = &self.tail else { return Ok(()) };
-        recovery::trim(&*self.vfs, &tail.syncer.path, tail.end.max(tail.published_len))
+        let keep = tail.end.max(tail.published_len);
+        let trimmed = recovery::trim(&*self.vfs, &tail.syncer.path, keep);
+        self.guard(trimmed)
     }
 
-    /// Does what the helper left, but for a next segment, of which nothing stays.
-    fn end_upkeep(&self) -> Result<()> {
-        if let Some(prepared) = self.upkeep.claim() {
-            self.vfs.unlink(&prepared.draft.tmp).context("remove", &prepared.draft.tmp)?;
-        }
-        self.upkeep.catch_up()
+    /// Ends the helper and does what it left, but for a next segment, of which nothing stays.
+    fn end_upkeep(&mut self) -> Result<()> {
+        self.stop_helper();
+        let unprepared = self.upkeep.claim().map_or(Ok(()), |prepared| {
+            self.vfs.unlink(&prepared.draft.tmp).context("remove", &prepared.draft.tmp)
+        });
+        let done = unprepared.and_then(|()| self.upkeep.catch_up());
+        self.guard(done)
     }
 
     pub(super) fn stop_helper(&mut self) {
@@ -70,10 +72,8 @@ impl Journal {
             return self.close();
         }
         self.sync()?;
-        self.stop_helper();
-        // Before there is another segment of the number that the helper may have prepared one for.
-        let ended = self.end_upkeep();
-        self.guard(ended)?;
+        // Before there is another segment of the number that one may have been prepared for.
+        self.end_upkeep()?;
         let before = self.tail.take();
         if let Some(tail) = &before {
             let (segment, end, last_checksum) = (tail.number, tail.end, tail.last_checksum);
@@ -85,7 +85,6 @@ impl Journal {
             return if self.is_poisoned() { Err(error) } else { self.close() };
         }
         self.remove_segments_below(self.newest_segment())?;
-        let cleared = self.clear_up();
-        self.guard(cleared)
+        self.clear_up()
     }
 }
