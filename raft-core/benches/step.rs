@@ -67,6 +67,7 @@ impl Leader {
                         | Message::ReadIndexReply { .. }
                         | Message::TimeoutNow { .. }
                         | Message::Removed { .. }
+                        | Message::Regressed { .. }
                         | Message::SnapshotOffer { .. }
                         | Message::SnapshotUnderWay { .. } => continue,
                     };
@@ -84,6 +85,7 @@ impl Leader {
                 | Effect::MembershipEffective(_)
                 | Effect::Removed { .. }
                 | Effect::CompactLog { .. }
+                | Effect::Quarantine { .. }
                 | Effect::FetchSnapshot { .. }
                 | Effect::DiscardSnapshot { .. }
                 | Effect::InstallSnapshot { .. }

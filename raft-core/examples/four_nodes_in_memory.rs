@@ -75,6 +75,7 @@ impl Cluster {
                     | Effect::Removed { .. }
                     // The log keeps all, so nobody needs a snapshot.
                     | Effect::CompactLog { .. }
+                    | Effect::Quarantine { .. }
                     | Effect::FetchSnapshot { .. }
                     | Effect::DiscardSnapshot { .. }
                     | Effect::InstallSnapshot { .. }

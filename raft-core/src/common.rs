@@ -11,8 +11,8 @@ use rand_pcg::{Pcg32, rand_core::Rng as _};
 use crate::mutants::{Mutant, is_active};
 use crate::{
     Ballot, Body, Config, Counters, Effect, Effects, Entry, FatalError, FetchId, LogIndex, LogPos,
-    Membership, Micros, NodeId, Outcome, PersistSeq, Recovered, Reject, SnapshotMeta, Term, Ticket,
-    WriteOp,
+    Membership, Micros, NodeId, Outcome, PersistSeq, Quarantine, Recovered, Reject, SnapshotMeta,
+    Term, Ticket, WriteOp,
     apply::Apply,
     codec::encoded_len,
     log::Log,
@@ -47,6 +47,9 @@ pub(crate) struct Common {
     truncate_from: Option<LogIndex>,
     /// The next write has to replace the log by this first.
     install: Option<(FetchId, SnapshotMeta)>,
+    pub(crate) quarantine: Option<Quarantine>,
+    /// It is not yet in the stream.
+    quarantine_unwritten: bool,
     pub(crate) receiver: Receiver,
     /// What all entries take, for cutting the log.
     pub(crate) sizes: Sizes,
@@ -91,6 +94,8 @@ impl Common {
             written: last,
             truncate_from: None,
             install: None,
+            quarantine: recovered.quarantine,
+            quarantine_unwritten: false,
             receiver: Receiver::default(),
             sizes: Sizes::new(
                 recovered.base.index,
@@ -306,6 +311,23 @@ impl Common {
             commit_hint: self.commit.min(last),
         }));
         self.written = last;
+    }
+
+    /// The node enters quarantine, stays longer, or leaves it.
+    pub(crate) fn set_quarantine(&mut self, quarantine: Option<Quarantine>) {
+        if quarantine != self.quarantine {
+            self.quarantine = quarantine;
+            self.quarantine_unwritten = true;
+        }
+    }
+
+    /// Ends the quarantine if it is time, and writes down what is new of it.
+    pub(crate) fn flush_quarantine(&mut self, out: &mut Effects) {
+        self.end_quarantine();
+        if core::mem::take(&mut self.quarantine_unwritten) {
+            let seq = self.writer.issue(self.written, false, self.now);
+            out.push(Effect::Quarantine { seq, quarantine: self.quarantine });
+        }
     }
 
     pub(crate) fn flush_replies(&mut self, out: &mut Effects) {

@@ -45,6 +45,11 @@ pub struct Config {
     /// Limit on entries kept in memory; older ones are loaded by
     /// [`Effect::FetchLog`](crate::Effect::FetchLog). Entries that are not yet durable stay beyond it. 32 MiB.
     pub max_tail_bytes: usize,
+    /// Whether a leader tells a follower that has lost what it had acknowledged, and whether such a word is
+    /// obeyed. Without it a leader goes on believing what was acknowledged, so that a node that started in
+    /// quarantine gets what it lacks from a later leader only. The driver has to know [`Effect::Quarantine`](crate::Effect::Quarantine) then, which is never
+    /// emitted without, unless the node starts in quarantine. Off.
+    pub quarantine: bool,
     /// How the log is cut below what the state machine keeps over a crash; `None` keeps all of it. With
     /// it the driver has to know snapshots, since a peer may need what is gone: no
     /// [`FetchSnapshot`](crate::Effect::FetchSnapshot), no [`InstallSnapshot`](crate::Effect::InstallSnapshot)
@@ -68,6 +73,7 @@ impl Default for Config {
             max_apply_bytes: 4 << 20,
             max_waiting_reads: 16 << 10,
             max_tail_bytes: 32 << 20,
+            quarantine: false,
             compaction: None,
         }
     }

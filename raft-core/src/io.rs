@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::{
     Ballot, ChangeError, Entry, Envelope, FetchId, LogIndex, LogPos, Membership, MembershipChange,
-    NodeId, PersistSeq, SnapshotMeta, Term, Ticket,
+    NodeId, PersistSeq, Quarantine, SnapshotMeta, Term, Ticket,
 };
 
 /// Everything the core learns. Each is given to [`Raft::step`](crate::Raft::step) with the time.
@@ -195,6 +195,15 @@ pub enum Effect {
     AdoptSnapshot {
         /// Where it stands.
         at: LogPos,
+    },
+    /// Make it durable that the node is in quarantine, or no longer is, in order with [`Effect::Persist`] and
+    /// numbered with it, reported by [`Input::Persisted`]: the next start needs it as
+    /// [`Recovered::quarantine`](crate::Recovered::quarantine).
+    Quarantine {
+        /// Its number in the stream.
+        seq: PersistSeq,
+        /// What is to be found at the next start.
+        quarantine: Option<Quarantine>,
     },
     /// The read named by `ticket` may be served once `index` is applied.
     ReadReady {

@@ -81,9 +81,18 @@
 //!
 //! A crash anywhere leaves the old log and state or the new ones.
 //!
+//! # Loss
+//!
+//! A node whose log has lost entries that it had acknowledged may be started in quarantine
+//! ([`Recovered::quarantine`]): it takes the log and acknowledges what it has, but neither votes nor
+//! stands for election until it has all of it again, so that the loss elects nobody who lacks what is
+//! committed. With [`Config::quarantine`] a leader that sees such a loss, which the node itself has not,
+//! tells it. A node that has lost its *ballot* may have promised anything to anybody: it must not be
+//! started, and comes back under a new id.
+//!
 //! # Left out
 //!
-//! There are no reads by lease. A node that lost a part of its log must not be started.
+//! There are no reads by lease.
 //!
 //! # Example
 //!
@@ -153,6 +162,7 @@ mod message;
 pub mod mutants;
 mod outbox;
 mod progress;
+mod quarantine;
 mod raft;
 mod read_index;
 mod recovered;
@@ -172,6 +182,7 @@ pub use io::{
 };
 pub use membership::{Membership, MembershipError, NodeInfo, Voters};
 pub use message::{Envelope, Message, VoteKind};
+pub use quarantine::Quarantine;
 pub use raft::Raft;
 pub use recovered::{Recovered, StartError};
 pub use snapshot::{Compaction, SnapshotMeta};

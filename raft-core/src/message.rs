@@ -112,6 +112,11 @@ pub enum Message {
         /// The last index it covers; 0 while that is not known.
         at: LogIndex,
     },
+    /// Leader to follower: you have lost what you had acknowledged. Vote for nobody until you have it again.
+    Regressed {
+        /// Everything that the follower can have acknowledged is at most here.
+        had: LogIndex,
+    },
 }
 
 /// Why a vote is asked for.

@@ -47,6 +47,9 @@ pub(crate) struct Progress {
     pub(crate) fetch: Fetch,
     /// It has answered in this term.
     heard: bool,
+    /// It lost something that it had acknowledged: what it has to have again, and the number up to which
+    /// questions were asked before that was known.
+    loss: Option<(LogIndex, ProbeId)>,
     catch_up: CatchUp,
 }
 
@@ -140,6 +143,7 @@ impl Progress {
             flow: Flow::Probe(Probe { next, awaited: None, bare: false }),
             fetch: Fetch::Idle,
             heard: false,
+            loss: None,
             catch_up: CatchUp { upto: next.prev(), began: now, short_rounds: 0 },
         }
     }
@@ -259,6 +263,29 @@ impl Progress {
             }
             Flow::Snapshot(_) => {}
         }
+    }
+
+    /// Whether the rejection of message `id` proves that the peer has lost what it had acknowledged: when the
+    /// message was sent, the peer had said that it has the entry in question. Of other messages it proves
+    /// nothing, since answers overtake each other.
+    pub(crate) fn shows_loss(&self, id: ProbeId) -> bool {
+        id.0.is_multiple_of(2) && self.loss.is_none_or(|(_, known)| id > known)
+    }
+
+    /// The peer lost a part of its log, and has everything up to `next` at most. `had` covers all that it may
+    /// have acknowledged; questions up to `asked` were asked before.
+    pub(crate) fn on_loss(&mut self, had: LogIndex, next: LogIndex, asked: ProbeId) {
+        self.matched = LogIndex(0);
+        self.sent_commit = LogIndex(0);
+        self.catch_up.short_rounds = 0;
+        self.loss = Some((had, asked));
+        self.flow = Flow::Probe(Probe { next, awaited: None, bare: false });
+        self.fetch = Fetch::Idle;
+    }
+
+    /// What the peer has to have again before it may vote.
+    pub(crate) fn lacks(&self) -> Option<LogIndex> {
+        self.loss.map(|(had, _)| had).filter(|had| *had > self.matched)
     }
 
     /// Messages to the peer are being dropped. Nothing is sent but heartbeats until it answers one.

@@ -141,6 +141,7 @@ impl Raft {
             self.advance_leader();
             self.common.log.seal();
             self.common.flush_write(out);
+            self.common.flush_quarantine(out);
             self.flush_compaction(out);
             match &mut self.role {
                 Role::Leader(leader) => leader.flush(&mut self.common, out),
@@ -204,6 +205,7 @@ impl Raft {
             membership,
             membership_at,
             removed_at: common.removed,
+            quarantine: common.quarantine,
             transferring_to: match &self.role {
                 Role::Leader(leader) => leader.transferring_to(),
                 Role::Follower(_) | Role::PreCandidate(_) | Role::Candidate(_) | Role::Halted => {
@@ -298,6 +300,7 @@ impl Raft {
                 }
             }
             Message::Removed { at } => self.on_removed(at),
+            Message::Regressed { had } => self.on_regressed(from, term, had),
             Message::SnapshotOffer { at } => self.on_snapshot_offer(from, term, at),
             Message::SnapshotUnderWay { at } => {
                 if let Role::Leader(leader) = &mut self.role

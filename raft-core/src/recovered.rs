@@ -2,7 +2,7 @@
 
 use alloc::{sync::Arc, vec::Vec};
 
-use crate::{Ballot, ConfigError, LogIndex, LogPos, Membership, Term};
+use crate::{Ballot, ConfigError, LogIndex, LogPos, Membership, Quarantine, Term};
 
 /// What was found on disk. All of it is durable.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +24,10 @@ pub struct Recovered {
     /// About how many bytes all entries after `base` take. Only [`Config::compaction`](crate::Config::compaction)
     /// looks at it.
     pub log_bytes: u64,
+    /// The node has lost a part of its log and not got it back: as the disk says
+    /// ([`Effect::Quarantine`](crate::Effect::Quarantine)), or as the driver has found out now and made
+    /// durable before this start. `commit_hint` then says no more than what is left of the log.
+    pub quarantine: Option<Quarantine>,
     /// The memberships with the index of the entry that brought each, rising: the first is the one
     /// in force at `base`, the others stand in the log after it. May be empty in a log that begins at
     /// index 1: the node joins, and follows without ever standing for election until it received one.
@@ -43,6 +47,7 @@ impl Recovered {
             applied: LogIndex(0),
             unapplied_bytes: 0,
             log_bytes: 0,
+            quarantine: None,
             memberships: Vec::from([(LogIndex(0), membership)]),
         }
     }
@@ -59,6 +64,7 @@ impl Recovered {
             applied: LogIndex(0),
             unapplied_bytes: 0,
             log_bytes: 0,
+            quarantine: None,
             memberships: Vec::new(),
         }
     }

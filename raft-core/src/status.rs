@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::{Ballot, LogIndex, LogPos, Membership, Micros, NodeId, RoleKind};
+use crate::{Ballot, LogIndex, LogPos, Membership, Micros, NodeId, Quarantine, RoleKind};
 
 /// The state of a node. Taken between two calls; costs an allocation on a leader.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,6 +31,8 @@ pub struct Status<'a> {
     pub membership_at: LogIndex,
     /// Where the committed membership stands that removed this node, if one did.
     pub removed_at: Option<LogIndex>,
+    /// Why it does not vote, if it does not.
+    pub quarantine: Option<Quarantine>,
     /// Whom a leader is handing its place to.
     pub transferring_to: Option<NodeId>,
     /// Encoded bytes of entries above `applied`; may be rounded up.
@@ -94,6 +96,8 @@ pub struct Counters {
     pub quorum_lost: u64,
     /// Probes sent to find where a peer's log parts from the leader's.
     pub probes: u64,
+    /// Losses of acknowledged entries that a leader noticed at its peers.
+    pub losses: u64,
     /// Messages of peers that broke a rule of the protocol and were dropped.
     pub invalid_messages: u64,
     /// Own messages dropped since too many were held back already.

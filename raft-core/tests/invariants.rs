@@ -1,6 +1,6 @@
 //! Random schedules of small clusters: messages lost, repeated and reordered, nodes cut off, disks
-//! slow, crashes that lose unfinished writes, restarts, changes of the membership, transfers, logs cut off and
-//! snapshots. The checks look after every flush; at the end everything heals, and the cluster must come to rest with one leader and equal logs.
+//! slow, crashes that lose unfinished writes, restarts, changes of the membership, transfers, logs cut off,
+//! snapshots, ends of logs lost. The checks look after every flush; at the end everything heals, and the cluster must come to rest with one leader and equal logs.
 //!
 //! `SEED=n` runs just that seed, `SEEDS=n` as many as asked for.
 
@@ -13,8 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use raft_core::{
-    Compaction, Config, Input, Membership, MembershipChange, Micros, NodeChange, NodeId, NodeInfo,
-    Voters,
+    Compaction, Config, Input, LogIndex, Membership, MembershipChange, Micros, NodeChange, NodeId,
+    NodeInfo, Quarantine, Voters,
 };
 use rand_pcg::{Pcg32, rand_core::Rng as _};
 
@@ -66,6 +66,7 @@ fn small_config(draw: &mut Draw) -> Config {
         max_tail_bytes: pick(draw, &[1, 400, 1 << 20]),
         persist_stall: Duration::from_millis(400),
         commit_delay: Duration::from_millis(if draw.one_in(2) { 0 } else { 3 }),
+        quarantine: draw.one_in(2),
         compaction: draw.one_in(2).then(|| Compaction {
             trailing_entries: pick(draw, &[0, 1, 8, 40]) as u64,
             trailing_bytes: pick(draw, &[1, 300, 1 << 20]) as u64,
@@ -106,19 +107,55 @@ fn any_change(draw: &mut Draw, membership: &Membership) -> MembershipChange {
     MembershipChange(changes)
 }
 
+/// The end of a node's log is gone when it starts again, and it knows. A minority at most is in that state at
+/// a time: what a majority has lost nobody may be elected to bring back.
+fn lose_something(draw: &mut Draw, cluster: &mut Cluster, id: NodeId) {
+    let lacking = |id: &NodeId| cluster.node(*id).disk.quarantine.is_some();
+    let ids = cluster.ids();
+    let node = cluster.node(id);
+    let Some(Voters::Uniform(voters)) = node.first_membership.as_ref().map(|it| it.voters()) else {
+        return;
+    };
+    let others = ids.iter().filter(|it| **it != id && lacking(it)).count();
+    if others + 1 > (voters.len() - 1) / 2 || voters.len() < ids.len() {
+        return;
+    }
+    let (log, base) = (node.disk.log.len(), crate::cluster::at(node.disk.base.index));
+    let least = node.state_durable.max(base);
+    let left = least + draw.below(log - least + 1);
+    if left < log {
+        let had = LogIndex(log as u64);
+        let quarantine = match node.disk.quarantine {
+            Some(Quarantine::Until(before)) => Quarantine::Until(before.max(had)),
+            Some(after @ Quarantine::After(_)) => after,
+            None if draw.one_in(2) => Quarantine::Until(had),
+            None => Quarantine::After(node.disk.ballot.term),
+        };
+        cluster.lose(id, left, Some(quarantine));
+    }
+}
+
 /// Runs one schedule and returns a fingerprint of everything emitted, and what was met.
 fn run(seed: u64) -> (u64, Tally) {
     let mut draw = Draw(Pcg32::new(seed, 7));
-    let membership =
-        if draw.one_in(3) { joint(&mut draw) } else { voters(1 + draw.below(5) as u64) };
-    let config = small_config(&mut draw);
+    // Some disks lose what was synced, and not everything at once.
+    let lossy = draw.one_in(4);
+    let membership = if lossy {
+        voters(3 + draw.below(3) as u64)
+    } else if draw.one_in(3) {
+        joint(&mut draw)
+    } else {
+        voters(1 + draw.below(5) as u64)
+    };
+    let mut config = small_config(&mut draw);
+    config.quarantine |= lossy;
     let mut cluster = Cluster::new(membership, &config, seed);
     cluster.keep_journal = true;
     let mut ids = cluster.ids();
     // Some clusters change often, some never.
-    let changes = [0, 1, 2, 8][draw.below(4)];
+    let changes = if lossy { 0 } else { [0, 1, 2, 8][draw.below(4)] };
     let loss = 4 + draw.below(60);
-    let crashes = 50 + draw.below(1_000);
+    let crashes = 50 + draw.below(if lossy { 200 } else { 1_000 });
     let disks = 1 + draw.below(4);
     let mut fingerprint = 0xCBF2_9CE4_8422_2325_u64;
     for _step in 0..3_000 {
@@ -184,13 +221,18 @@ fn run(seed: u64) -> (u64, Tally) {
             }
             12 if !cluster.is_up(id) => {
                 if draw.one_in(3) {
+                    if lossy {
+                        lose_something(&mut draw, &mut cluster, id);
+                    }
                     cluster.restart(id);
                 }
             }
             12 if draw.one_in(crashes / 16 + 1) => {
                 let reached = draw.below(cluster.node(id).writes.len() + 1);
                 let node = &mut cluster.nodes[crate::cluster::slot(id)];
-                node.state_durable += draw.below(node.state.len() - node.state_durable + 1);
+                if !lossy {
+                    node.state_durable += draw.below(node.state.len() - node.state_durable + 1);
+                }
                 cluster.crash(id, reached);
             }
             13 if draw.one_in(6) => {
@@ -369,13 +411,17 @@ fn invariants_hold_under_random_schedules_and_the_cluster_heals() {
     // Schedules that meet nothing prove nothing: an average run must see some of everything.
     let runs = seeds.len();
     if runs >= 100 {
-        assert!(met.terms_led >= 2 * runs && met.committed >= 30 * runs, "{met:?} in {runs} runs");
+        assert!(
+            met.terms_led >= 3 * runs / 2 && met.committed >= 20 * runs,
+            "{met:?} in {runs} runs"
+        );
         assert!(met.cuts >= runs / 10 && met.loads >= 10 * runs, "{met:?} in {runs} runs");
-        assert!(met.applied >= 10 * runs && met.reads >= 15 * runs, "{met:?} in {runs} runs");
+        assert!(met.applied >= 8 * runs && met.reads >= 15 * runs, "{met:?} in {runs} runs");
         assert!(met.unknown >= 2 * runs && met.refused >= runs, "{met:?} in {runs} runs");
         assert!(met.crashed >= 2 * runs, "{met:?} in {runs} runs");
-        assert!(met.compactions >= 2 * runs && met.installed >= runs / 5, "{met:?} in {runs} runs");
-        assert!(met.done >= runs && met.joint >= runs / 20, "{met:?} in {runs} runs");
+        assert!(met.compactions >= runs && met.installed >= runs / 8, "{met:?} in {runs} runs");
+        assert!(met.released >= runs / 16, "{met:?} in {runs} runs");
+        assert!(met.done >= runs / 2 && met.joint >= runs / 20, "{met:?} in {runs} runs");
     }
 }
 

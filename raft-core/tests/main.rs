@@ -6,6 +6,7 @@ mod commit_delay;
 mod failover;
 mod invariants;
 mod membership;
+mod quarantine;
 mod snapshots;
 mod transcripts;
 mod transfer;

@@ -223,6 +223,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         any_pos().prop_map(|at| Message::TimeoutNow { at }),
         any::<u64>().prop_map(|at| Message::Removed { at: LogIndex(at) }),
         any_pos().prop_map(|at| Message::SnapshotOffer { at }),
+        any::<u64>().prop_map(|had| Message::Regressed { had: LogIndex(had) }),
         any::<u64>().prop_map(|at| Message::SnapshotUnderWay { at: LogIndex(at) }),
     ]
 }
@@ -464,7 +465,8 @@ proptest! {
         lead in any::<bool>(),
     ) {
         let compaction = Some(raft_core::Compaction::default());
-        let config = raft_core::Config { compaction, ..raft_core::Config::default() };
+        let config =
+            raft_core::Config { compaction, quarantine: true, ..raft_core::Config::default() };
         let mut cluster = crate::cluster::Cluster::new(voters(3), &config, 1);
         if lead {
             cluster.timeout(node_id(1));

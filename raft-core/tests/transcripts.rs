@@ -571,6 +571,7 @@ fn kind(msg: &Message) -> &'static str {
         Message::TimeoutNow { .. } => "timeout-now",
         Message::Removed { .. } => "removed",
         Message::SnapshotOffer { .. } => "snapshot-offer",
+        Message::Regressed { .. } => "regressed",
         Message::SnapshotUnderWay { .. } => "snapshot-under-way",
     }
 }
@@ -632,6 +633,7 @@ fn tell(id: NodeId, effect: &Effect) -> String {
                 Message::ReadIndexReply { index, .. } => format!("from {index}"),
                 Message::TimeoutNow { at } => format!("at {}/{}", at.term, at.index),
                 Message::Removed { at } | Message::SnapshotUnderWay { at } => format!("at {at}"),
+                Message::Regressed { had } => format!("had {had}"),
                 Message::SnapshotOffer { at } => format!("at {}/{}", at.term, at.index),
             };
             format!("n{from} -> n{to} (term {term}): {} {body}", kind(msg))
@@ -667,6 +669,7 @@ fn tell(id: NodeId, effect: &Effect) -> String {
             format!("n{id} uses another membership: {}", members(membership))
         }
         Effect::Removed { at } => format!("n{id} is removed, says the membership at {at}"),
+        Effect::Quarantine { seq, quarantine } => format!("n{id} writes #{seq}: {quarantine:?}"),
         Effect::CompactLog { upto } => format!("n{id} lets its log go up to {}", upto.index),
         Effect::FetchSnapshot { from, at_least, .. } => {
             format!("n{id} fetches a snapshot of at least {at_least} from n{from}")

@@ -344,6 +344,7 @@ fn wire_bytes(envelope: &Envelope) -> usize {
         | Message::ReadIndexReply { .. }
         | Message::TimeoutNow { .. }
         | Message::Removed { .. }
+        | Message::Regressed { .. }
         | Message::SnapshotOffer { .. }
         | Message::SnapshotUnderWay { .. } => FIXED_BYTES,
     }

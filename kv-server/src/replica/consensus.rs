@@ -343,8 +343,9 @@ impl<W> Consensus<W> {
             Effect::MembershipEffective(membership) => self.membership = membership,
             Effect::Removed { at } => self.fail(ReplicaFailure::Removed { at }),
             Effect::Fatal(error) => self.fail(ReplicaFailure::Consensus(error)),
-            // Only a core that may cut its log says any of this, and this one keeps all of it.
+            // Only a core that may cut its log, or looks for losses, says any of this; this one does neither.
             Effect::CompactLog { .. }
+            | Effect::Quarantine { .. }
             | Effect::FetchSnapshot { .. }
             | Effect::DiscardSnapshot { .. }
             | Effect::InstallSnapshot { .. }

@@ -182,6 +182,8 @@ pub fn open<W>(
         unapplied_bytes: bytes_above(&reader, applied.index, state.last.index, config)?,
         // The log is not cut, so nobody asks.
         log_bytes: 0,
+        // Damage to the log refuses the start.
+        quarantine: None,
         memberships: state.memberships.clone(),
     };
     let raft_seed = boot_seed(seed, node_id, "election timeouts");

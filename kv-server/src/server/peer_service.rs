@@ -82,6 +82,7 @@ fn weight(message: &Envelope) -> usize {
         | Message::ReadIndexReply { .. }
         | Message::TimeoutNow { .. }
         | Message::Removed { .. }
+        | Message::Regressed { .. }
         | Message::SnapshotOffer { .. }
         | Message::SnapshotUnderWay { .. } => MESSAGE_BYTES,
     }

@@ -15,7 +15,7 @@ use super::{Patience, earliest, transfer::Transfer};
 use crate::mutants::{Mutant, is_active};
 use crate::{
     Body, Effect, Effects, Entry, Envelope, FetchFor, FetchId, LogIndex, LogPos, Message, Micros,
-    NodeId, Outcome, ProbeId, ReadSeq, Reject, Ticket,
+    NodeId, Outcome, ProbeId, ReadSeq, Reject, Term, Ticket,
     codec::ENTRY_HEADER_BYTES,
     common::Common,
     progress::{Fetch, Flow, Inflight, Progress},
@@ -27,6 +27,7 @@ use crate::{
 /// What only a leader has.
 #[derive(Debug)]
 pub(crate) struct Leader {
+    pub(super) term: Term,
     /// The first entry of its term. Reads are served from there on at the earliest: only then is
     /// everything that earlier terms committed known to be committed (Raft §8).
     pub(super) first_own: LogIndex,
@@ -76,6 +77,7 @@ impl Leader {
         }
         let first_own = common.append_own(Body::Noop).index;
         Self {
+            term: common.term(),
             first_own,
             peers,
             heartbeat_at: now.after(common.config.heartbeat),
@@ -173,8 +175,15 @@ impl Leader {
         let begins_later = hint.index < common.log.base().index;
         let same = if begins_later { hint } else { common.log.hint(hint) };
         let next = same.index.next();
+        let (last, enabled) = (common.log.last().index, common.config.quarantine);
+        let asked = self.last_probe;
         if let Some(peer) = self.answered(common, answer, true) {
-            peer.on_reject(answer.probe, next, answer.echo);
+            if enabled && peer.shows_loss(answer.probe) {
+                peer.on_loss(last, next, asked);
+                common.counters.losses += 1;
+            } else {
+                peer.on_reject(answer.probe, next, answer.echo);
+            }
         }
     }
 
@@ -365,6 +374,9 @@ impl Leader {
                 }
             }
             let asked = round && common.membership().is_voter(peer.id);
+            if heartbeat && let Some(had) = peer.lacks() {
+                sender.send(common, peer.id, Message::Regressed { had });
+            }
             if heartbeat || (asked && !spoken) {
                 // What the peer has for certain: the answer is a success that waits for no disk.
                 let prev = common.log.position(peer.matched);
@@ -444,9 +456,7 @@ impl Sender<'_> {
         peer.offer_if_behind(common.log.base().index);
         if let Flow::Snapshot(offer) = &mut peer.flow {
             if core::mem::take(&mut offer.due) {
-                let msg = Message::SnapshotOffer { at: common.log.base() };
-                let (from, to, term) = (common.id, peer.id, common.term());
-                self.out.push(Effect::Send(Envelope { from, to, term, msg }));
+                self.send(common, peer.id, Message::SnapshotOffer { at: common.log.base() });
             }
             // It is no append: heartbeats are still due.
             return false;
@@ -544,7 +554,9 @@ impl Sender<'_> {
         prev: Option<LogPos>,
         entries: Option<Arc<[Entry]>>,
     ) -> ProbeId {
-        self.last_probe = ProbeId(self.last_probe.0 + 1);
+        // An even number says that the peer must have what it is asked about.
+        let sure = prev.is_some_and(|prev| prev.index <= peer.matched);
+        self.last_probe = ProbeId((self.last_probe.0 / 2 + 1) * 2 + u64::from(!sure));
         let prev = prev.unwrap_or_default();
         let entries = entries.unwrap_or_else(|| Arc::clone(&common.no_entries));
         let shown = LogIndex(prev.index.0 + entries.len() as u64);
@@ -556,9 +568,13 @@ impl Sender<'_> {
             sent_at: common.now,
             read: self.read,
         };
-        let term = common.term();
-        self.out.push(Effect::Send(Envelope { from: common.id, to: peer.id, term, msg }));
+        self.send(common, peer.id, msg);
         self.last_probe
+    }
+
+    fn send(&mut self, common: &Common, to: NodeId, msg: Message) {
+        let (from, term) = (common.id, common.term());
+        self.out.push(Effect::Send(Envelope { from, to, term, msg }));
     }
 }
 

@@ -176,7 +176,8 @@ impl Raft {
         if kind != VoteKind::Transfer && self.is_sticky(from) {
             return;
         }
-        let up_to_date = last >= self.common.log.last();
+        // In quarantine it does not know what it would have to compare with.
+        let up_to_date = last >= self.common.log.last() && self.common.quarantine.is_none();
         match kind {
             VoteKind::Pre => {
                 let free = asked > mine || self.may_vote_for(from);
@@ -226,7 +227,7 @@ impl Raft {
 
 impl Raft {
     /// Whether this node may stand for election: it votes in the committed membership or in a later
-    /// one, in any of its sets, and was not removed.
+    /// one, in any of its sets, was not removed, and lacks nothing that it had acknowledged.
     ///
     /// Also one that has no vote in the latest membership must stand until that is committed, though
     /// its own vote does not count then (thesis §4.2.2): perhaps nobody else has the entry, while the
@@ -234,7 +235,9 @@ impl Raft {
     pub(crate) fn may_stand(&self) -> bool {
         let memberships = self.common.log.memberships_from(self.common.commit);
         let id = self.common.id;
-        self.common.removed.is_none() && memberships.iter().any(|(_, it)| it.is_voter(id))
+        self.common.removed.is_none()
+            && self.common.quarantine.is_none()
+            && memberships.iter().any(|(_, it)| it.is_voter(id))
     }
 
     /// This node was removed from the cluster for good, says one who knows it to be committed.

@@ -128,7 +128,7 @@ impl Leader {
 
     /// The role ends: with a later term after the other was told, that was the aim.
     pub(super) fn close_transfer(&mut self, common: &mut Common, why: Reject) {
-        let later = common.log.term_at(self.first_own) < Some(common.term());
+        let later = self.term < common.term();
         let Some(Transfer { to, ticket: Some(ticket), told, .. }) = self.transfer.take() else {
             return;
         };

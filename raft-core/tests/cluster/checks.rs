@@ -71,6 +71,8 @@ pub(crate) struct Tally {
     pub(crate) compactions: usize,
     pub(crate) installed: usize,
     pub(crate) discarded: usize,
+    pub(crate) quarantined: usize,
+    pub(crate) released: usize,
 }
 
 impl Tally {
@@ -89,6 +91,8 @@ impl Tally {
         self.compactions += other.compactions;
         self.installed += other.installed;
         self.discarded += other.discarded;
+        self.quarantined += other.quarantined;
+        self.released += other.released;
     }
 }
 
@@ -275,6 +279,10 @@ impl Checks {
                 );
             }
             Effect::DiscardSnapshot { .. } => self.tally.discarded += 1,
+            Effect::Quarantine { quarantine, .. } => match quarantine {
+                Some(_) => self.tally.quarantined += 1,
+                None => self.tally.released += 1,
+            },
             Effect::FetchSnapshot { .. }
             | Effect::Role(_)
             | Effect::MembershipEffective(_)
@@ -328,6 +336,8 @@ impl Checks {
                 granted: true,
                 asked,
             } => {
+                let quarantine = node.raft.as_ref().and_then(|raft| raft.status().quarantine);
+                assert!(quarantine.is_none(), "I24: {id} votes in quarantine: {quarantine:?}");
                 let ballot = node.disk.ballot;
                 assert!(
                     ballot.term == *asked && ballot.voted_for == Some(envelope.to),
@@ -344,6 +354,10 @@ impl Checks {
             Message::SnapshotOffer { at: base } => {
                 let known = self.committed.get(at(base.index) - 1).map(|entry| entry.pos);
                 assert!(known == Some(*base), "{id} offers a snapshot at {base:?}: {known:?}");
+            }
+            Message::Regressed { had } => {
+                let lost = nodes[slot(envelope.to)].has_lost;
+                assert!(lost, "{id} tells {} that it lost something up to {had}", envelope.to);
             }
             Message::SnapshotUnderWay { .. }
             | Message::AppendReject { .. }
@@ -469,7 +483,8 @@ impl Checks {
                 let other = &nodes[slot(peer.id)];
                 let matched = at(peer.matched);
                 assert!(
-                    other.disk.ballot.term > term
+                    other.has_lost
+                        || other.disk.ballot.term > term
                         || (other.disk.log.len() >= matched
                             && other.disk.log[..matched] == node.written[..matched]),
                     "I23: {id} believes {} equal up to {matched}",

@@ -16,8 +16,8 @@ use bytes::Bytes;
 pub(crate) use checks::{Checks, End, Tally};
 use raft_core::{
     Body, Config, Effect, Effects, Entry, Envelope, FatalError, FetchFailed, FetchId, Input,
-    LogIndex, LogPos, Membership, MembershipChange, Micros, NodeId, NodeInfo, PersistSeq, Raft,
-    Recovered, RoleChange, RoleKind, Status, Term, Ticket, codec,
+    LogIndex, LogPos, Membership, MembershipChange, Micros, NodeId, NodeInfo, PersistSeq,
+    Quarantine, Raft, Recovered, RoleChange, RoleKind, Status, Term, Ticket, codec,
 };
 pub(crate) use storage::{Disk, Fetching, Job, Write};
 
@@ -49,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) roles: Vec<RoleChange>,
     /// It was told that it is removed, by the membership at this index.
     pub(crate) removed: Option<LogIndex>,
+    /// Its disk has lost something synced.
+    pub(crate) has_lost: bool,
 }
 
 impl Node {
@@ -77,6 +79,7 @@ impl Node {
             fatal: None,
             roles: Vec::new(),
             removed: None,
+            has_lost: false,
         }
     }
 
@@ -98,7 +101,7 @@ impl Node {
     fn membership_before_log(&self) -> Option<&Arc<Membership>> {
         let installing = self.writes.iter().rev().find_map(|write| match write {
             Write::Install { meta, .. } => Some(&meta.membership),
-            Write::Unit(_) | Write::Cut(_) => None,
+            Write::Unit(_) | Write::Cut(_) | Write::Quarantine { .. } => None,
         });
         installing.or(self.first_membership.as_ref())
     }
@@ -302,6 +305,9 @@ impl Cluster {
                 node.written = node.staged.clone().expect("a snapshot is installed that is here");
                 node.writes.push_back(Write::Install { seq, ballot, meta });
             }
+            Effect::Quarantine { seq, quarantine } => {
+                node.writes.push_back(Write::Quarantine { seq, quarantine });
+            }
             Effect::AdoptSnapshot { at } => node.to_apply.push_back(Job::Adopt(at)),
             Effect::ReadReady { .. } | Effect::Reply { .. } | Effect::MembershipEffective(_) => {}
         }
@@ -321,6 +327,7 @@ impl Cluster {
             match &write {
                 Write::Unit(op) => node.disk.write(op),
                 Write::Cut(upto) => node.disk.base = *upto,
+                Write::Quarantine { quarantine, .. } => node.disk.quarantine = *quarantine,
                 Write::Install { ballot, meta, .. } => {
                     let staged = node.staged.clone().expect("it stays until it is adopted");
                     node.disk.install(*ballot, meta, staged);
@@ -433,6 +440,21 @@ impl Cluster {
         node.written = node.disk.log.clone();
     }
 
+    /// The disk of a node that is down loses everything after the first `left` entries of its log. The node
+    /// finds out, as `quarantine` says, or it does not.
+    pub(crate) fn lose(&mut self, id: NodeId, left: usize, quarantine: Option<Quarantine>) {
+        let node = &mut self.nodes[slot(id)];
+        assert!(
+            node.raft.is_none() && left >= node.state_durable.max(at(node.disk.base.index)),
+            "lost"
+        );
+        node.has_lost = true;
+        node.disk.log.truncate(left);
+        node.disk.commit_hint = node.disk.commit_hint.min(LogIndex(left as u64));
+        node.disk.quarantine = quarantine.or(node.disk.quarantine);
+        node.written = node.disk.log.clone();
+    }
+
     /// What a node would find on its disk.
     pub(crate) fn recovered(&self, id: NodeId) -> Recovered {
         let node = self.node(id);
@@ -464,6 +486,7 @@ impl Cluster {
             applied: LogIndex(node.state.len() as u64),
             unapplied_bytes: log[node.state.len()..].iter().map(codec::encoded_len).sum(),
             log_bytes: log[at(base.index)..].iter().map(|it| codec::encoded_len(it) as u64).sum(),
+            quarantine: node.disk.quarantine,
             memberships,
         }
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use raft_core::{
-    Ballot, Entry, FetchId, LogIndex, LogPos, NodeId, PersistSeq, SnapshotMeta, WriteOp,
+    Ballot, Entry, FetchId, LogIndex, LogPos, NodeId, PersistSeq, Quarantine, SnapshotMeta, WriteOp,
 };
 
 use super::at;
@@ -20,6 +20,7 @@ pub(crate) struct Disk {
     pub(crate) base: LogPos,
     pub(crate) log: Vec<Entry>,
     pub(crate) commit_hint: LogIndex,
+    pub(crate) quarantine: Option<Quarantine>,
 }
 
 impl Disk {
@@ -59,13 +60,14 @@ pub(crate) enum Write {
     Unit(WriteOp),
     Install { seq: PersistSeq, ballot: Option<Ballot>, meta: SnapshotMeta },
     Cut(LogPos),
+    Quarantine { seq: PersistSeq, quarantine: Option<Quarantine> },
 }
 
 impl Write {
     pub(crate) const fn seq(&self) -> Option<PersistSeq> {
         match self {
             Self::Unit(op) => Some(op.seq),
-            Self::Install { seq, .. } => Some(*seq),
+            Self::Install { seq, .. } | Self::Quarantine { seq, .. } => Some(*seq),
             Self::Cut(_) => None,
         }
     }

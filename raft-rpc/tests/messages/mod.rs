@@ -401,6 +401,7 @@ fn peer_messages() -> Vec<(&'static str, Message)> {
         ("timeout now", Message::TimeoutNow { at: pos(7, 43) }),
         ("removed", Message::Removed { at: LogIndex(43) }),
         ("snapshot offer", Message::SnapshotOffer { at: pos(7, 43) }),
+        ("regressed", Message::Regressed { had: LogIndex(43) }),
         ("snapshot under way", Message::SnapshotUnderWay { at: LogIndex(44) }),
     ]
 }

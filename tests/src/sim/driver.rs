@@ -584,6 +584,7 @@ fn brief(envelope: &Envelope) -> String {
         Message::ReadIndexReply { id, index } => format!("read index {id}: {index}"),
         Message::TimeoutNow { at } => format!("take over at {}/{}", at.index, at.term),
         Message::Removed { at } => format!("removed at {at}"),
+        Message::Regressed { had } => format!("lost up to {had}"),
         Message::SnapshotOffer { at } => format!("snapshot from {}/{} on", at.index, at.term),
         Message::SnapshotUnderWay { at } => format!("snapshot at {at} under way"),
     }

@@ -424,6 +424,7 @@ impl Checkers {
             | Message::ReadIndexReply { .. }
             | Message::TimeoutNow { .. }
             | Message::Removed { .. }
+            | Message::Regressed { .. }
             | Message::SnapshotOffer { .. }
             | Message::SnapshotUnderWay { .. } => {}
         }
