@@ -252,10 +252,25 @@ impl World {
         }
     }
 
+    /// What a thread has done reaches consensus a little later; what one thread reports stays in order.
     fn report(&mut self, node: usize, input: ConsensusInput<Token>) {
         let delay = self.plan.report_latency.draw(&mut self.random);
         let boot = self.nodes[node].boot;
-        self.schedule(delay, Event::Input { node, boot, input: Box::new(input) });
+        let now = self.now;
+        let Some(machine) = self.machine(node, boot) else { return };
+        let thread = match input {
+            ConsensusInput::LogDone(_) => 0,
+            ConsensusInput::ApplyDone(_) => 1,
+            ConsensusInput::Message(_)
+            | ConsensusInput::Propose(_)
+            | ConsensusInput::Read(_)
+            | ConsensusInput::Timer
+            | ConsensusInput::Fetched(_)
+            | ConsensusInput::PeerUnreachable(_) => 2,
+        };
+        let at = machine.reported_at[thread].max(now + delay);
+        machine.reported_at[thread] = at;
+        self.schedule(at - now, Event::Input { node, boot, input: Box::new(input) });
     }
 
     fn disk_time(&mut self, node: usize, latency: Span) -> u64 {

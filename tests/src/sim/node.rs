@@ -84,6 +84,8 @@ pub(super) struct Machine {
     pub(super) inbox: VecDeque<ConsensusInput<Token>>,
     /// When consensus is to be woken next, if it is.
     pub(super) wake_at: Option<u64>,
+    /// When the last report of its log writer, of its applier and of its log reader arrives.
+    pub(super) reported_at: [u64; 3],
     pub(super) log_queue: VecDeque<LogJob>,
     pub(super) log_busy: Vec<LogJob>,
     /// Jobs reported as durable that are not: only with a sabotaged driver.
@@ -185,6 +187,7 @@ impl Node {
             outputs: Outputs::new(),
             inbox: VecDeque::new(),
             wake_at: None,
+            reported_at: [0; 3],
             log_queue: VecDeque::new(),
             log_busy: Vec::new(),
             log_owed: Vec::new(),
