@@ -270,7 +270,7 @@ impl BlockCache {
     /// and its place there. What was granted is given back with [`BlockCache::release`].
     pub(crate) fn hold(&self, weight: usize, share: Share) -> bool {
         let weight = weight as u64;
-        let room = |held: u64| held + weight <= self.bytes / share.divisor();
+        let room = |held: u64| self.has_share(share, held, weight);
         if !room(self.held_seen.load(Ordering::Relaxed)) {
             return false;
         }
@@ -285,8 +285,12 @@ impl BlockCache {
 
     /// Whether [`BlockCache::hold`] would grant this for partitions, as it looks now.
     pub(crate) fn would_hold(&self, bytes: u64) -> bool {
-        let held = self.held_seen.load(Ordering::Relaxed);
-        held.saturating_add(bytes) <= self.bytes / Share::Partitions.divisor()
+        self.has_share(Share::Partitions, self.held_seen.load(Ordering::Relaxed), bytes)
+    }
+
+    /// Whether a share has room for `more` bytes when tables hold `held`.
+    const fn has_share(&self, share: Share, held: u64, more: u64) -> bool {
+        held.saturating_add(more) <= self.bytes / share.divisor()
     }
 
     /// Drops an item that a table holds for itself now.

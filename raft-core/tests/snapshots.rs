@@ -61,6 +61,16 @@ fn behind(config: &Config) -> Cluster {
     cluster
 }
 
+/// The same, and node 3 knows what the snapshot is that it fetches.
+fn fetching() -> Cluster {
+    let mut cluster = behind(&config());
+    cluster.cut.clear();
+    step_until(&mut cluster, n(3), |cluster| {
+        cluster.node(n(3)).fetching.as_ref().is_some_and(|it| it.meta.is_some())
+    });
+    cluster
+}
+
 fn works(cluster: &mut Cluster, leader: NodeId) {
     let ticket: Ticket = cluster.propose(leader, vec![Bytes::from_static(b"after")]);
     run(cluster, 300);
@@ -196,11 +206,7 @@ fn snapshot_conflicting_tail() {
 /// The follower has the snapshot's last entry and ten more: they stay, and nothing is replaced.
 #[test]
 fn snapshot_matching_prefix() {
-    let mut cluster = behind(&config());
-    cluster.cut.clear();
-    step_until(&mut cluster, n(3), |cluster| {
-        cluster.node(n(3)).fetching.as_ref().is_some_and(|it| it.meta.is_some())
-    });
+    let mut cluster = fetching();
     let fetching = cluster.node(n(3)).fetching.clone().expect("under way");
     let (meta, _) = fetching.meta.expect("it is known");
     // All of it comes as a log meanwhile, from a leader that has it still; not committed as far as is known.
@@ -284,11 +290,7 @@ fn snapshot_while_applying() {
 /// what the first still reports means nothing.
 #[test]
 fn snapshot_leader_change_mid_stream() {
-    let mut cluster = behind(&config());
-    cluster.cut.clear();
-    step_until(&mut cluster, n(3), |cluster| {
-        cluster.node(n(3)).fetching.as_ref().is_some_and(|it| it.meta.is_some())
-    });
+    let mut cluster = fetching();
     let first = cluster.node(n(3)).fetching.clone().expect("under way");
     assert_eq!(first.from, n(1));
     cluster.crash(n(1), usize::MAX);
@@ -502,11 +504,7 @@ fn crash_at_every_step_of_an_installation() {
 /// A node with a log to be replaced asks for votes with it; the snapshot ends the candidacy.
 #[test]
 fn candidate_that_installs_a_snapshot_gives_up_its_candidacy() {
-    let mut cluster = behind(&config());
-    cluster.cut.clear();
-    step_until(&mut cluster, n(3), |cluster| {
-        cluster.node(n(3)).fetching.as_ref().is_some_and(|it| it.meta.is_some())
-    });
+    let mut cluster = fetching();
     isolate(&mut cluster, n(3));
     cluster.timeout(n(3));
     assert_eq!(cluster.status(n(3)).role, RoleKind::PreCandidate);
@@ -521,11 +519,7 @@ fn candidate_that_installs_a_snapshot_gives_up_its_candidacy() {
 /// Whoever made the snapshot may have heard of a later term: it is on disk before the log begins there.
 #[test]
 fn term_of_a_snapshot_is_promised_before_it_is_installed() {
-    let mut cluster = behind(&config());
-    cluster.cut.clear();
-    step_until(&mut cluster, n(3), |cluster| {
-        cluster.node(n(3)).fetching.as_ref().is_some_and(|it| it.meta.is_some())
-    });
+    let mut cluster = fetching();
     let fetching = cluster.node(n(3)).fetching.clone().expect("under way");
     let (mut meta, _) = fetching.meta.expect("known");
     let term = Term(cluster.status(n(3)).ballot.term.0 + 3);

@@ -156,10 +156,8 @@ impl Inner {
     /// store closes.
     pub(crate) fn step(&self, job: &mut Compaction, budget: u64) -> Result<bool> {
         self.state.lock().check_writable()?;
-        if let Some(part) = job.parts.iter_mut().find(|part| part.merged.is_none())
-            && !self.step_part(part, budget)?
-        {
-            return Ok(false);
+        if let Some(part) = job.parts.iter_mut().find(|part| part.merged.is_none()) {
+            self.step_part(part, budget)?;
         }
         if job.parts.iter().any(|part| part.merged.is_none()) {
             return Ok(false);
